@@ -1,0 +1,125 @@
+"""Durable writes: after the writes that leave together, one WAIT on the same connection.
+
+Redis replicates asynchronously: a primary that dies after its reply takes with it what no replica
+had received. WAIT makes
+the reply wait until replicas have acknowledged, and tells how many did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from .calls import Call
+from .channel import Request
+from .wire import Connection, ReplyError, encode
+
+__all__ = ["AckObserver", "DurableCall", "TooFewAcks"]
+
+
+LATE: Final = 0.1
+"""Seconds after which an acknowledgement is asked for once more. Valkey 9.1 does not end a WAIT when its node becomes a
+replica: if the node becomes a primary again before the WAIT times out, the new replica's acknowledgement is taken for
+one of the write, which the node itself has lost meanwhile. Two failovers take longer than this."""
+
+
+class TooFewAcks(Exception):  # a result, never raised
+    """In place of a reply: the write has happened, on fewer replicas than asked for.
+
+    Attributes:
+        acknowledged: on how many.
+        late: on enough, but it took too long to be trusted.
+    """
+
+    def __init__(self, acknowledged: int, *, late: bool = False) -> None:
+        super().__init__()
+        self.acknowledged = acknowledged
+        self.late = late
+
+
+class DurableCall(Call):
+    """A write that is answered when its replicas have it."""
+
+    __slots__ = ("_reply", "_trust_late", "_wanted")
+
+    def __init__(
+        self,
+        payload: bytes,
+        *,
+        asking: bool,
+        settled: Callable[[], None],
+        wanted: int,
+        trust_late: bool,
+    ) -> None:
+        super().__init__(payload, asking=asking, settled=settled)
+        self._wanted = wanted
+        self._trust_late = trust_late
+        self._reply: object = None
+
+    def answered(self, reply: object) -> None:
+        """The primary's reply; an error is final, anything else waits for the replicas."""
+        if isinstance(reply, ReplyError):
+            self.end(reply)
+        else:
+            self._reply = reply
+
+    def acknowledged(self, replicas: object, seconds: float) -> None:
+        """So many replicas have it, after so many seconds; an error: the node is no primary any more."""
+        count = replicas if isinstance(replicas, int) else 0
+        late = seconds > LATE and not self._trust_late
+        if count >= self._wanted and not late:
+            self.end(self._reply)
+        else:
+            self.end(TooFewAcks(count, late=count >= self._wanted))
+
+
+class _Wait(Request):
+    """The WAIT behind a batch of writes."""
+
+    __slots__ = ("_calls", "_clock")
+
+    def __init__(
+        self, payload: bytes, calls: list[DurableCall], clock: Callable[[], float]
+    ) -> None:
+        super().__init__(payload, 1)
+        self._calls = calls
+        self._clock = clock
+        self.sent_at = clock()
+
+    def on_reply(self, reply: object) -> None:
+        seconds = self._clock() - self.sent_at
+        for call in self._calls:
+            if not call.ended:
+                call.acknowledged(reply, seconds)
+
+    def on_lost(self, error: Exception, *, sent: bool) -> None:
+        for call in self._calls:
+            if not call.ended:
+                call.on_lost(error, sent=sent)
+
+
+class AckObserver:
+    """Follows a channel of durable writes (``ChannelObserver``)."""
+
+    def __init__(self, replicas: int, timeout: float, clock: Callable[[], float]) -> None:
+        # 0 would be: for ever.
+        self._wait = encode("WAIT", replicas, max(1, int(timeout * 1000)))
+        self._clock = clock
+
+    def on_sent(self, requests: list[Request], connection: Connection) -> None:
+        """Writes have left: ask for their acknowledgement."""
+        calls = [request for request in requests if isinstance(request, DurableCall)]
+        wait = _Wait(self._wait, calls, self._clock)
+        connection.send(wait.payload, (wait,))
+
+    def on_up(self, connection: Connection, setup_replies: list[object], since: float) -> None:
+        """Nothing to set up."""
+
+    def on_alive(self, since: float) -> None:
+        """Nothing depends on it."""
+
+    def on_push(self, push: list[object]) -> None:
+        """Nothing is tracked."""
+
+    def on_down(self) -> None:
+        """Calls are told themselves."""

@@ -1,0 +1,446 @@
+"""The local store of look-ups: entries, lane epochs and flights. Pure; the clock is injected.
+
+The rules, stated once:
+
+- An *entry* is one look-up's answer: a link's pod (None: absent; an absent link is an answer like
+any other) or a uid's links. It is **fresh**
+  while ``now < deadline`` and ``now < epoch.healthy_until``.
+- ``deadline = sent + min(max_age of the epoch, PTTL)``: an answer ages from when its question was
+*sent*.
+- An *epoch* is one unbroken stretch of a lane. Ending it (connection lost, silent, re-pointed)
+ends the freshness of
+  all its entries at once, without touching them. *Revoking* it (the server said: everything
+  changed) also
+  forbids serving them stale.
+- A *flight* is one look-up under way. Further callers join it; those who join after its question
+  was sent are asked for again if its answer is then older than an entry might be. An own write, or
+  an invalidation
+read after the value,
+  makes it **dirty**: its answer still goes to those who joined before, but it is not stored, and
+  nobody may join any more.
+
+Who may touch it: only the event loop changes anything. Other threads may read single entries
+(``entries[key]``): an entry is an immutable tuple
+and reading does not reorder, so no lock is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from math import inf
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+import cachetools
+
+from .config import CacheConfig
+
+if TYPE_CHECKING:
+    from .telemetry.records import CallRecord
+
+__all__ = [
+    "CacheCounts",
+    "CacheKey",
+    "Entries",
+    "Entry",
+    "Epoch",
+    "Flight",
+    "LookupCache",
+    "Value",
+    "Waiter",
+]
+
+CacheKey = tuple[str, str, str] | tuple[str, str]
+"""``(namespace, uid, service)`` for a link, ``(namespace, uid)`` for a uid's links. Two shapes, so
+that no wrong argument aliases them."""
+
+MAX_OWN_WRITES: Final = 1024
+"""Own writes looked out for at once; where nothing is pushed, they would pile up."""
+
+Value = int | dict[str, int] | None
+"""A pod id, a uid's links, or None: absent."""
+
+
+class Epoch:
+    """One unbroken stretch of a lane.
+
+    Attributes:
+        max_age: seconds an answer of this epoch stays fresh at most.
+        healthy_until: instant until which the lane's last answered heartbeat vouches for its
+            entries; ``-inf`` when over.
+        revoked: the server declared everything changed.
+    """
+
+    __slots__ = ("healthy_until", "max_age", "revoked")
+
+    def __init__(self, max_age: float, healthy_until: float) -> None:
+        self.max_age = max_age
+        self.healthy_until = healthy_until
+        self.revoked = False
+
+    def end(self, *, revoked: bool = False) -> None:
+        """No entry of this epoch counts as fresh any more."""
+        self.healthy_until = -inf
+        self.revoked = self.revoked or revoked
+
+
+class Entry(NamedTuple):
+    """One answer. Instants are those of the cache's clock, in seconds.
+
+    Attributes:
+        value: what the store said.
+        deadline: fresh before this instant.
+        epoch: the stretch of the lane that vouches for it.
+        expires: when the link itself ends; ``inf`` for a persistent or absent one.
+        sent: when the question was sent.
+    """
+
+    value: Value
+    deadline: float
+    epoch: Epoch
+    expires: float
+    sent: float
+
+    @property
+    def pod(self) -> int | None:
+        """The pod of a link's entry; None if it is absent."""
+        return self.value if isinstance(self.value, int) else None
+
+    @property
+    def persistent(self) -> bool:
+        """True for a link without expiry."""
+        return self.value is not None and self.expires == inf
+
+
+class Waiter(Protocol):
+    """Someone who waits for a flight; an ``asyncio.Future`` is one."""
+
+    def done(self) -> bool:
+        """True if it no longer waits."""
+        ...
+
+    def set_result(self, result: Flight, /) -> None:
+        """Hand over the finished flight."""
+
+
+class Flight:
+    """One look-up under way.
+
+    Attributes:
+        key: what is looked up.
+        deadline: instant at which it is given up.
+        may_serve_stale: False for a look-up that must not be answered from the cache.
+        waiters: who gets the result.
+        late: who has joined after the question was sent.
+        sent: the question is on its way.
+        dirty: the answer must not be stored.
+        torn: the link changed between the reading of its value and of its TTL.
+        tears: how often that has happened to those who wait.
+        value_read: the value has arrived (its TTL may not have): from now on an invalidation
+            concerns it.
+        done: it has landed or failed.
+        records: the calls it serves, as telemetry knows them.
+        last_error: the latest trouble on its way, for the error that gives it up.
+    """
+
+    __slots__ = (
+        "deadline",
+        "dirty",
+        "done",
+        "entry",
+        "error",
+        "from_store",
+        "key",
+        "last_error",
+        "late",
+        "may_serve_stale",
+        "records",
+        "sent",
+        "stale",
+        "tears",
+        "torn",
+        "value_read",
+        "waiters",
+    )
+
+    def __init__(self, key: CacheKey, deadline: float, *, may_serve_stale: bool) -> None:
+        self.key = key
+        self.deadline = deadline
+        self.may_serve_stale = may_serve_stale
+        self.waiters: list[Waiter] = []
+        self.late: list[Waiter] = []
+        self.sent = False
+        self.dirty = False
+        self.torn = False
+        self.tears = 0
+        self.value_read = False
+        self.done = False
+        self.entry: Entry | None = None
+        self.stale = False
+        self.from_store = True
+        self.error: Exception | None = None
+        self.last_error: Exception | None = None
+        self.records: list[CallRecord] = []
+
+    def add(self, waiter: Waiter) -> None:
+        """One more who waits."""
+        (self.late if self.sent else self.waiters).append(waiter)
+
+    def leave(self) -> list[Waiter]:
+        """Everyone who waits, to wait elsewhere."""
+        waiters = [*self.waiters, *self.late]
+        self.waiters, self.late = [], []
+        return waiters
+
+    def finish(self, *, entry: Entry | None = None, error: Exception | None = None) -> None:
+        """End the flight and hand it to everyone who waits."""
+        self.entry = entry
+        self.error = error
+        self.done = True
+        for waiter in self.leave():
+            if not waiter.done():
+                waiter.set_result(self)
+
+
+class Entries(cachetools.Cache[CacheKey, "Entry | None"]):
+    """Bounded, first in first out. Reading neither locks nor mutates.
+
+    ``cachetools.FIFOCache`` keeps a second, ordered dict beside the data for its order: 140 bytes
+    an entry. A dict keeps
+    the order of insertion itself; only removing its first element again and again is slow, so the
+    oldest leave in batches.
+    """
+
+    BATCH: Final = 64
+
+    def __init__(self, max_entries: int) -> None:
+        super().__init__(max_entries)
+        self.evictions = 0
+
+    def __missing__(self, key: CacheKey) -> None:
+        """None for a key without an entry: a miss need not cost an exception."""
+        return
+
+    def popitem(self) -> tuple[CacheKey, Entry | None]:
+        """Evict the oldest 1/64 of all entries; return the last of them."""
+        oldest = list(islice(self, max(1, len(self) // self.BATCH)))
+        if not oldest:
+            raise KeyError("the cache is empty")
+        last = oldest[-1], self[oldest[-1]]
+        for key in oldest:
+            del self[key]
+        self.evictions += len(oldest)
+        return last
+
+
+class CacheCounts:
+    """What ``router.stats()`` reports. Plain ints: one writer each, except ``hits``, which fronts
+    add to in callers' threads.
+    """
+
+    __slots__ = ("dropped", "hits", "invalidations", "joined", "misses", "stale")
+
+    def __init__(self) -> None:
+        self.hits = 0
+        self.misses = 0
+        self.joined = 0
+        self.stale = 0
+        self.invalidations = 0
+        self.dropped = 0
+
+
+class LookupCache:
+    """Entries and flights under the rules above."""
+
+    def __init__(
+        self,
+        config: CacheConfig,
+        clock: Callable[[], float],
+        on_own_push: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        self._config = config
+        self._on_own_push = on_own_push
+        self._clock = clock
+        self.entries = Entries(config.max_entries)
+        self.counts = CacheCounts()
+        self._flights: dict[CacheKey, Flight] = {}
+        # Which services a namespace's entries name, so that a whole uid can be dropped without a
+        # scan of all entries.
+        # Service names come from code, not from strangers: this stays small.
+        self._services: dict[str, set[str]] = {}
+        # Own writes on keys that a server tracks for us: when they were sent. Their pushes measure
+        # the lag.
+        self._own_writes: dict[CacheKey, float] = {}
+
+    # Entries
+
+    def fresh(self, key: CacheKey) -> Entry | None:
+        """The entry that may be served now, if there is one."""
+        entry = self.entries[key]
+        if entry is None:
+            return None
+        now = self._clock()
+        return entry if now < entry.deadline and now < entry.epoch.healthy_until else None
+
+    def stale(self, key: CacheKey) -> Entry | None:
+        """The entry that may be served, marked stale, while the store cannot be reached.
+
+        At most ``stale_if_error`` past its deadline and never past the link's own end.
+        """
+        entry = self.entries[key]
+        if entry is None or self._config.stale_if_error == 0:
+            return None
+        until = min(entry.deadline + self._config.stale_if_error, entry.expires)
+        return entry if self._clock() < until and not entry.epoch.revoked else None
+
+    # Flights
+
+    def join(self, key: CacheKey) -> Flight | None:
+        """The flight under way that a new caller may join."""
+        return self._flights.get(key)
+
+    def open(self, key: CacheKey, deadline: float, *, bypass: bool = False) -> Flight:
+        """Begin a look-up. With ``bypass`` the cache must not answer it; later callers join the
+        newest flight.
+        """
+        flight = Flight(key, deadline, may_serve_stale=not bypass)
+        # Out of the table the one before would miss what makes a flight dirty.
+        previous = self._flights.get(key)
+        if previous is not None:
+            previous.dirty = True
+        self._flights[key] = flight
+        return flight
+
+    def land(
+        self,
+        flight: Flight,
+        value: Value,
+        ttl: float | None,
+        sent: float,
+        epoch: Epoch,
+        *,
+        storable: bool,
+    ) -> list[Waiter]:
+        """The answer has come: store it if it may be stored, wake everyone.
+
+        Returns those who joined late and must ask again: to them the answer is too old.
+
+        ``ttl``: seconds of the link's own remaining time, None for no end. ``storable``: False if
+        nobody vouches for
+        the answer from now on (an ASK redirect, or an epoch that ended meanwhile).
+        """
+        expires = inf if ttl is None else sent + ttl
+        entry = Entry(value, min(sent + epoch.max_age, expires), epoch, expires, sent)
+        if (
+            storable
+            and not flight.dirty
+            and epoch.max_age > 0
+            and (value is not None or self._config.negative)
+        ):
+            self._store(flight.key, entry)
+        self._forget(flight)
+        again: list[Waiter] = []
+        if flight.late and self._clock() - sent >= epoch.max_age:
+            again, flight.late = flight.late, []
+        flight.finish(entry=entry)
+        return again
+
+    def land_stale(self, flight: Flight, entry: Entry) -> None:
+        """The store cannot be reached: everyone gets an old answer, marked so."""
+        self._forget(flight)
+        flight.stale = True
+        flight.finish(entry=entry)
+
+    def leave(self, flight: Flight) -> list[Waiter]:
+        """Give a look-up up without an answer. Returns everyone who waits."""
+        self._forget(flight)
+        flight.done = True
+        return flight.leave()
+
+    def fail(self, flight: Flight, error: Exception) -> None:
+        """The look-up is given up. An error is never stored."""
+        self._forget(flight)
+        flight.finish(error=error)
+
+    # Changes
+
+    def drop(self, key: CacheKey) -> None:
+        """Own write, or the caller's wish: the entry goes, and a look-up under way must not bring
+        it back.
+        """
+        self._remove(key)
+        self._detach(key)
+
+    def write_begins(self, key: CacheKey) -> None:
+        """An own write on the key is about to be sent: as ``drop``, and its push is looked out
+        for.
+        """
+        if key in self.entries:
+            if len(self._own_writes) >= MAX_OWN_WRITES:
+                self._own_writes.clear()
+            self._own_writes[key] = self._clock()
+        self.drop(key)
+
+    def invalidated(self, key: CacheKey) -> None:
+        """The server says the key changed.
+
+        A look-up whose value has not been read yet is left alone: in the order of the wire its
+        value is newer.
+        """
+        self.counts.invalidations += 1
+        self._remove(key)
+        if self._own_writes:
+            sent = self._own_writes.pop(key, None)
+            lag = inf if sent is None else self._clock() - sent
+            # A lane that held our push back for longer would have been given up: this one is of
+            # somebody else's write, and ours (refused, say) changed nothing.
+            if lag < self._config.heartbeat_timeout:
+                self._on_own_push(lag)
+        flight = self._flights.get(key)
+        if flight is not None and flight.value_read:
+            self._detach(key)
+
+    def drop_uid(self, namespace: str, uid: str) -> None:
+        """Drop everything known of a uid."""
+        self.drop((namespace, uid))
+        for service in self._services.get(namespace, ()):
+            self.drop((namespace, uid, service))
+        # A service of which nothing was stored yet may be looked up for the first time right now.
+        for key in [key for key in self._flights if key[:2] == (namespace, uid)]:
+            self.drop(key)
+
+    def detach_flights(self) -> None:
+        """Everything may have changed: flights under way serve those who wait, are not stored, and
+        nobody joins.
+        """
+        for flight in self._flights.values():
+            flight.dirty = True
+        self._flights.clear()
+
+    def _detach(self, key: CacheKey) -> None:
+        flight = self._flights.pop(key, None)
+        if flight is not None:
+            flight.dirty = True
+            flight.torn = flight.torn or flight.value_read
+
+    def _store(self, key: CacheKey, entry: Entry) -> None:
+        if self._own_writes:
+            # Pushes come in order with answers: that of a write before this one is here, or never.
+            self._own_writes.pop(key, None)
+        # Taken out first, so that its place in the order of eviction is that of its age.
+        self.entries.pop(key, None)
+        self.entries[key] = entry
+        if len(key) == 3:
+            services = self._services.get(key[0])
+            if services is None:
+                self._services[key[0]] = {key[2]}
+            else:
+                services.add(key[2])
+
+    def _remove(self, key: CacheKey) -> None:
+        if self.entries.pop(key, None) is not None:
+            self.counts.dropped += 1
+
+    def _forget(self, flight: Flight) -> None:
+        if self._flights.get(flight.key) is flight:
+            del self._flights[flight.key]

@@ -1,0 +1,61 @@
+"""One attempt at a command: the request that travels, and the future of whoever waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from .channel import Request
+from .wire import encode
+
+__all__ = ["Call", "Lost"]
+
+_ASKING = encode("ASKING")
+
+
+class Lost(Exception):  # a result, never raised
+    """In place of a reply: there will be none."""
+
+    def __init__(self, error: Exception, *, sent: bool) -> None:
+        super().__init__()
+        self.error = error
+        self.sent = sent
+
+
+class Call(Request):
+    """One attempt at a command."""
+
+    __slots__ = ("_settled", "_skip", "ended", "future")
+
+    def __init__(self, payload: bytes, *, asking: bool, settled: Callable[[], None]) -> None:
+        super().__init__(_ASKING + payload if asking else payload, 2 if asking else 1)
+        self.future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self.ended = False
+        self._settled = settled
+        self._skip = asking
+
+    def abandoned(self) -> bool:
+        """True if its caller has gone."""
+        return self.future.cancelled()
+
+    def on_reply(self, reply: object) -> None:
+        """A reply; that to ASKING is nobody's."""
+        if self._skip:
+            self._skip = False
+            return
+        self.answered(reply)
+
+    def answered(self, reply: object) -> None:
+        """The reply to the command itself."""
+        self.end(reply)
+
+    def on_lost(self, error: Exception, *, sent: bool) -> None:
+        """There will be none."""
+        self.end(Lost(error, sent=sent))
+
+    def end(self, result: object) -> None:
+        """Hand over what came of it."""
+        self.ended = True
+        self._settled()
+        if not self.future.done():
+            self.future.set_result(result)

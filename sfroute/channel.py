@@ -1,0 +1,360 @@
+"""A lasting, pipelined way to one node: one connection at a time, made when needed and again when
+lost.
+
+What is submitted in one turn of the event loop leaves in one write. What is under way is bounded;
+the rest waits its turn and never fails for
+being too much. A heartbeat (PING) tells a silent peer from an idle one.
+
+Who may touch it: only the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from math import inf
+from typing import Final, Protocol
+
+from .config import RouterConfig
+from .errors import RouterClosed
+from .wire import Address, Connection, ConnectionLost, HandshakeRefused, Token, WireSettings, encode
+
+__all__ = ["Channel", "ChannelObserver", "Request"]
+
+_log = logging.getLogger(__name__)
+
+MAX_BATCH_COMMANDS: Final = 256
+MAX_BATCH_BYTES: Final = 64 * 1024
+_PING: Final = encode("PING")
+
+
+class Request(ABC):
+    """Commands that travel together, and who wants their replies. Subclasses say what to do with
+    them.
+
+    Attributes:
+        payload: the commands in RESP.
+        commands: how many replies they get.
+        sent_at: instant of sending, set by the channel; ``-inf`` before.
+    """
+
+    __slots__ = ("commands", "payload", "sent_at")
+
+    def __init__(self, payload: bytes, commands: int) -> None:
+        self.payload = payload
+        self.commands = commands
+        self.sent_at = -inf
+
+    def abandoned(self) -> bool:
+        """True if nobody wants it any more; then it is not sent."""
+        return False
+
+    @abstractmethod
+    def on_reply(self, reply: object, /) -> None:
+        """One of ``commands`` replies, in wire order, inside the data callback. Must not raise."""
+
+    @abstractmethod
+    def on_lost(self, error: Exception, *, sent: bool) -> None:
+        """It will get no (further) reply. ``sent``: the node may have executed it. Must not
+        raise.
+        """
+
+
+class ChannelObserver(Protocol):
+    """Who follows a channel's connection. Called on the event loop; must not raise."""
+
+    def on_up(self, connection: Connection, setup_replies: list[object], since: float) -> None:
+        """Connected; ``since`` is the instant before anything was sent."""
+
+    def on_alive(self, since: float) -> None:
+        """A ping sent at ``since`` was answered."""
+
+    def on_push(self, push: list[object]) -> None:
+        """An out-of-band message."""
+
+    def on_sent(self, requests: list[Request], connection: Connection) -> None:
+        """These have left together."""
+
+    def on_down(self) -> None:
+        """The connection is gone."""
+
+
+class _Ping(Request):
+    """One beat of the heart."""
+
+    __slots__ = ("_channel",)
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(_PING, 1)
+        self._channel = channel
+
+    def on_reply(self, reply: object) -> None:
+        self._channel.on_pong(self)
+
+    def on_lost(self, error: Exception, *, sent: bool) -> None:
+        """The channel itself is told of the loss."""
+
+
+class Channel:
+    """See the module's text.
+
+    Attributes:
+        address: the node.
+        reachable: False while the last attempt to reach the node failed or the node fell silent.
+        reconnects: how often the connection was made again.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        settings: WireSettings,
+        config: RouterConfig,
+        clock: Callable[[], float],
+        *,
+        observer: ChannelObserver | None = None,
+        setup: tuple[bytes, ...] = (),
+        any_reply_is_life: bool = False,
+        one_batch_at_a_time: bool = False,
+    ) -> None:
+        self.address = address
+        self.reachable = True
+        self.reconnects = 0
+        self._settings = settings
+        self._config = config
+        self._clock = clock
+        self._observer = observer
+        self._setup = setup
+        # A lane's heartbeat vouches for its entries, so only a PONG counts there. Elsewhere commands may rightly
+        # hold up a PING (WAIT does), and any reply shows that the node lives.
+        self._any_reply_is_life = any_reply_is_life
+        # A server that waits for replicas reads nothing more from the connection. What would be sent meanwhile does
+        # better to wait here: it leaves together, behind one WAIT, and not at all if its caller goes.
+        self._one_batch_at_a_time = one_batch_at_a_time
+        self._pings_in_flight = 0
+        self._loop = asyncio.get_running_loop()
+        self._queue: deque[Request] = deque()
+        self._connection: Connection | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._flush_scheduled = False
+        self._alive_until = -inf
+        self._beat_timer: asyncio.TimerHandle | None = None
+        self._failed_attempts = 0
+        self._next_attempt = -inf
+        self._closed = False
+
+    @property
+    def connection(self) -> Connection | None:
+        """The connection in use, None while there is none."""
+        return self._connection
+
+    @property
+    def in_flight(self) -> int:
+        """Commands sent and not answered."""
+        return self._connection.in_flight if self._connection is not None else 0
+
+    @property
+    def waiting(self) -> int:
+        """Requests not sent yet."""
+        return len(self._queue)
+
+    def submit(self, request: Request) -> None:
+        """Send ``request`` with whatever else comes up in this turn of the loop."""
+        if self._closed:
+            request.on_lost(RouterClosed(), sent=False)
+            return
+        self._queue.append(request)
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def probe(self) -> None:
+        """See to it that an attempt to connect is under way, if there is no connection."""
+        if self._connection is None:
+            self._connect_soon()
+
+    def close(self) -> None:
+        """End the connection; everything under way or waiting is lost."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._connection is not None:
+            self._connection.abort()
+        self._lose_queue(RouterClosed())
+
+    async def wait_closed(self) -> None:
+        """Wait until nothing of a closed channel runs any more."""
+        if self._connecting is not None:
+            await asyncio.wait([self._connecting])
+
+    # Sending
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        connection = self._connection
+        if connection is None:
+            if self._queue:
+                self._connect_soon()
+            return
+        queue = self._queue
+        if self._one_batch_at_a_time and connection.in_flight > self._pings_in_flight:
+            return
+        room = self._config.max_in_flight - connection.in_flight
+        while queue and room > 0:
+            now = self._clock()
+            payloads: list[bytes] = []
+            tokens: list[Token] = []
+            requests: list[Request] = []
+            size = 0
+            while (
+                queue and room > 0 and len(tokens) < MAX_BATCH_COMMANDS and size < MAX_BATCH_BYTES
+            ):
+                request = queue.popleft()
+                if request.abandoned():
+                    continue
+                request.sent_at = now
+                payloads.append(request.payload)
+                requests.append(request)
+                size += len(request.payload)
+                room -= request.commands
+                if request.commands == 1:
+                    tokens.append(request)
+                else:
+                    tokens += [request] * request.commands
+            if payloads:
+                connection.send(b"".join(payloads), tokens)
+                if self._observer is not None:
+                    self._observer.on_sent(requests, connection)
+                if self._one_batch_at_a_time:
+                    return
+
+    # Connecting
+
+    def _connect_soon(self) -> None:
+        if self._connecting is None and not self._closed:
+            self._connecting = self._loop.create_task(self._connect())
+
+    async def _connect(self) -> None:
+        try:
+            pause = self._next_attempt - self._clock()
+            if pause > 0:
+                await asyncio.sleep(pause)
+            since = self._clock()
+            connection, replies = await Connection.open(
+                self.address, self._settings, self, setup=self._setup
+            )
+        except (ConnectionLost, HandshakeRefused) as error:
+            self._connecting = None
+            self._unreachable(error)
+        except asyncio.CancelledError:
+            self._connecting = None
+            raise
+        except Exception as error:  # noqa: BLE001 - see below
+            # None that is known of; whoever waits must be told all the same.
+            _log.exception("connecting to %s failed", self.address)
+            self._connecting = None
+            lost = ConnectionLost(f"{self.address} cannot be connected ({type(error).__name__})")
+            lost.__cause__ = error
+            self._unreachable(lost)
+        else:
+            self._connecting = None
+            self._up(connection, replies, since)
+
+    def _up(self, connection: Connection, replies: list[object], since: float) -> None:
+        if self._closed:
+            connection.abort()
+            return
+        self._connection = connection
+        self.reachable = True
+        self._failed_attempts = 0
+        self._pings_in_flight = 0
+        self._alive_until = since + self._config.cache.heartbeat_timeout
+        self._beat_timer = self._loop.call_later(self._config.cache.heartbeat, self._beat)
+        if self._observer is not None:
+            self._observer.on_up(connection, replies, since)
+        self._flush()
+
+    def _unreachable(self, error: Exception) -> None:
+        self.reachable = False
+        self._failed_attempts += 1
+        self._set_next_attempt()
+        self._lose_queue(error)
+
+    def _set_next_attempt(self) -> None:
+        pause = self._config.retry.pause(max(1, self._failed_attempts), random.random())
+        self._next_attempt = self._clock() + pause
+
+    def _lose_queue(self, error: Exception) -> None:
+        queue, self._queue = self._queue, deque()
+        for request in queue:
+            request.on_lost(error, sent=False)
+
+    # Heartbeat
+
+    def _beat(self) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        now = self._clock()
+        if now >= self._alive_until:
+            self.reachable = False
+            connection.abort()
+            return
+        ping = _Ping(self)
+        ping.sent_at = now
+        self._pings_in_flight += 1
+        connection.send(ping.payload, (ping,))
+        self._beat_timer = self._loop.call_later(self._config.cache.heartbeat, self._beat)
+
+    def on_pong(self, ping: _Ping) -> None:
+        """A ping was answered."""
+        self._pings_in_flight -= 1
+        if self._clock() >= self._alive_until and not self._any_reply_is_life:
+            # Silent for longer than the bound, and only now heard: what happened meanwhile is not
+            # known.
+            assert self._connection is not None
+            self._connection.abort()
+            return
+        self._alive_until = ping.sent_at + self._config.cache.heartbeat_timeout
+        if self._observer is not None:
+            self._observer.on_alive(ping.sent_at)
+
+    # wire.Receiver
+
+    def on_push(self, push: list[object]) -> None:
+        """Hand a push to the observer."""
+        if self._observer is not None:
+            self._observer.on_push(push)
+
+    def on_read(self) -> None:
+        """Replies have made room: send what waits."""
+        if self._any_reply_is_life:
+            self._alive_until = self._clock() + self._config.cache.heartbeat_timeout
+        if self._queue and not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def on_lost(self, tokens: deque[Token], error: ConnectionLost) -> None:
+        """The connection is gone: whoever waits for a reply is told, and a new one is begun."""
+        self._connection = None
+        if self._beat_timer is not None:
+            self._beat_timer.cancel()
+            self._beat_timer = None
+        if self._observer is not None:
+            self._observer.on_down()
+        told: Request | None = None
+        for token in tokens:
+            # The commands of one request stand side by side.
+            if isinstance(token, Request) and token is not told:
+                told = token
+                token.on_lost(error, sent=True)
+        if not self._closed:
+            self.reconnects += 1
+            # A short random pause, so that a fleet does not come back in step.
+            self._set_next_attempt()
+            self._connect_soon()

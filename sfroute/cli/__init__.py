@@ -1,0 +1,25 @@
+"""The ``sfroute`` command. One module per group of commands; ``app`` puts them together."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line and exit the process.
+
+    Exit codes: 0 done, 1 something failed, 2 called wrongly, 130 interrupted, 141 the reader of the output went away.
+    """
+    missing = [name for name in ("typer", "rich") if importlib.util.find_spec(name) is None]
+    if missing:
+        # The library works without them, so installing it does not bring them.
+        sys.stderr.write(
+            f"sfroute: the command line needs {' and '.join(missing)}; run: pip install 'sfroute[cli]'\n"
+        )
+        sys.exit(1)
+    from .app import run
+
+    sys.exit(run())

@@ -1,0 +1,5 @@
+"""``python -m sfroute.cli`` is the ``sfroute`` command."""
+
+from . import main
+
+main()

@@ -1,0 +1,56 @@
+"""Puts the commands together and turns errors into messages and exit codes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .._version import __version__
+from ..errors import ConfigError, InvalidArgument, SfrouteError
+from . import cluster, demo, route
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="sfroute",
+    help="Which pod of a stateful service owns this user?",
+    no_args_is_help=True,
+    add_completion=True,
+    # A mistake of the user is told in a sentence; a mistake of ours gets a plain traceback, fit for a bug report.
+    pretty_exceptions_enable=False,
+)
+app.command("route")(route.route)
+app.command("demo")(demo.demo)
+app.add_typer(cluster.app, name="cluster")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sfroute {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Which pod of a stateful service owns this user?"""
+
+
+def run() -> int:
+    """Run the command that ``sys.argv`` names; return the exit code where none was raised."""
+    try:
+        app()
+    except (ConfigError, InvalidArgument) as error:
+        typer.echo(f"sfroute: {error}", err=True)
+        return 2
+    except SfrouteError as error:
+        typer.echo(f"sfroute: {error}", err=True)
+        return 1
+    return 0

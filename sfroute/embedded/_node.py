@@ -1,0 +1,297 @@
+"""One server: its configuration, its process, and commands sent to it."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import redis
+from redis.backoff import NoBackoff
+from redis.connection import Connection, SSLConnection
+from redis.retry import Retry
+
+from sfroute.errors import ConfigError
+
+from ._supervisor import LocalClusterError, Supervisor
+from ._tls import Certificates
+
+__all__ = ["BUS_OFFSET", "HOST", "Node", "Reply", "Role", "ServerSettings", "fields"]
+
+HOST: Final = "127.0.0.1"
+BUS_OFFSET: Final = 10000
+"""The cluster bus listens on port + 10000, by convention of the servers."""
+# Both ports below the ranges from which Linux (32768) and macOS (49152) take the client's end of connections.
+_PORTS: Final = range(10000, 20000)
+_PORT_ATTEMPTS: Final = 8
+_LOG_TAIL: Final = 2000
+_COMMAND_SECONDS: Final = 5.0
+_UP_SECONDS: Final = 0.5
+
+Role = Literal["primary", "replica"]
+Reply = str | bytes | int | list["Reply"] | None
+"""What a server answers to a command, in RESP2."""
+
+# What the code here sets itself and relies on.
+_RESERVED: Final = frozenset(
+    {
+        "bind",
+        "cluster-config-file",
+        "cluster-enabled",
+        "cluster-node-timeout",
+        "daemonize",
+        "dir",
+        "logfile",
+        "masterauth",
+        "pidfile",
+        "port",
+        "primaryauth",
+        "requirepass",
+        "tls-ca-cert-file",
+        "tls-cert-file",
+        "tls-cluster",
+        "tls-key-file",
+        "tls-port",
+        "tls-replication",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """What all servers of a cluster have in common."""
+
+    binary: Path
+    cluster: bool
+    node_timeout_ms: int = 1000
+    tls: Certificates | None = None
+    password: str | None = field(default=None, repr=False)
+    extra: Mapping[str, str | int | bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        reserved = sorted(_RESERVED.intersection(name.lower() for name in self.extra))
+        if reserved:
+            raise ConfigError(f"extra_config must not set {', '.join(reserved)}: sfroute does")
+        if any("\n" in f"{name}{value}" for name, value in self.extra.items()):
+            raise ConfigError("extra_config must hold one line for each directive")
+
+    def lines(self, port: int, directory: Path) -> list[str]:
+        """The configuration file of a server; where a directive stands twice, its last value counts."""
+        lines = [
+            f"bind {HOST}",
+            f"dir {_quoted(str(directory))}",
+            "daemonize no",
+            'save ""',
+            "appendonly no",
+            "repl-diskless-sync yes",
+            "repl-diskless-sync-delay 0",
+            f"{'tls-port' if self.tls else 'port'} {port}",
+        ]
+        if self.cluster:
+            lines += [
+                "cluster-enabled yes",
+                "cluster-config-file nodes.conf",
+                f"cluster-node-timeout {self.node_timeout_ms}",
+                # Replicas stay where they were put.
+                "cluster-allow-replica-migration no",
+            ]
+        if self.tls:
+            lines += [
+                "port 0",
+                f"tls-cert-file {_quoted(str(self.tls.certificate))}",
+                f"tls-key-file {_quoted(str(self.tls.key))}",
+                f"tls-ca-cert-file {_quoted(str(self.tls.ca))}",
+                "tls-auth-clients no",
+                "tls-replication yes",
+            ]
+            lines += ["tls-cluster yes"] if self.cluster else []
+        if self.password is not None:
+            lines += [f"{name} {_quoted(self.password)}" for name in ("requirepass", "masterauth")]
+        return lines + [f"{name} {_value(value)}" for name, value in self.extra.items()]
+
+
+def _quoted(text: str) -> str:
+    return '"' + "".join(f"\\x{byte:02x}" for byte in text.encode()) + '"'
+
+
+def _value(value: str | int | bool) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value) or '""'
+
+
+def _free_port(*, bus: bool) -> int:
+    """A port that nobody listens on now; a server that finds it taken after all is given another."""
+    for port in random.sample(_PORTS, 200):
+        if _is_free(port) and (not bus or _is_free(port + BUS_OFFSET)):
+            return port
+    raise LocalClusterError(
+        f"no free port was found from {_PORTS.start} to {_PORTS.stop - 1}; end other servers on this machine"
+    )
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As servers do: a port in TIME_WAIT can be bound, one that is listened on cannot.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+class Node:
+    """One server of a local cluster.
+
+    Attributes:
+        host: ``"127.0.0.1"``.
+        port: where it listens; another after ``restart(node, new_port=True)``.
+        pid: its process id; another after each restart.
+        node_id: its name in the cluster, for life; empty for a single server.
+        role: ``"primary"`` or ``"replica"``, as last seen (``refresh``, ``wait_healthy`` and ``failover`` look).
+        slots: the slots it serves, as last seen; empty for a replica.
+        epoch: the age of its claim to them, as last seen; where two nodes claim a slot, the higher one counts.
+        paused: it was stopped by ``pause`` and not resumed yet.
+    """
+
+    def __init__(self, name: str, settings: ServerSettings, supervisor: Supervisor) -> None:
+        self.host = HOST
+        self.port = 0
+        self.pid = 0
+        self.node_id = ""
+        self.role: Role = "primary"
+        self.slots: tuple[range, ...] = ()
+        self.epoch = 0
+        self.paused = False
+        self._settings = settings
+        self._supervisor = supervisor
+        self._attempts = 0
+        self._directory = supervisor.directory / name
+        self._log = self._directory / "server.log"
+        self._directory.mkdir(mode=0o700)
+
+    def __repr__(self) -> str:
+        state = "paused" if self.paused else "alive" if self.alive else "dead"
+        return f"<Node {self.host}:{self.port} {self.role} pid={self.pid} {state}>"
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        return self.host, self.port
+
+    @property
+    def alive(self) -> bool:
+        """Its process runs or is paused."""
+        return self._supervisor.stop.alive and self._supervisor.status(self.pid) is None
+
+    def launch(self, port: int | None = None) -> None:
+        """Start the process, on a free port if none is given; ``is_up`` tells when it answers."""
+        self._attempts = 0 if port is None else _PORT_ATTEMPTS
+        self._launch(port)
+
+    def _launch(self, port: int | None) -> None:
+        self.port = port or _free_port(bus=self._settings.cluster)
+        config = self._directory / "server.conf"
+        lines = self._settings.lines(self.port, self._directory)
+        # The file holds the password: a command line would show it to everybody on the machine.
+        config.touch(mode=0o600)
+        config.write_text("\n".join([*lines, ""]))
+        self._log.unlink(missing_ok=True)
+        self.paused = False
+        self.pid = self._supervisor.start([str(self._settings.binary), str(config)], self._log)
+
+    def is_up(self) -> bool:
+        """True once the launched process answers; one that lost its port to somebody is launched on another.
+
+        Raises:
+            ConfigError: it cannot do TLS.
+            LocalClusterError: it ended; the text carries the end of its log.
+        """
+        status = self._supervisor.status(self.pid)
+        if status is not None:
+            self._relaunch(status)
+            return False
+        try:
+            info = self.info("server", timeout=_UP_SECONDS)
+        except (redis.ConnectionError, redis.TimeoutError, redis.ResponseError):
+            return False  # not yet, or a stranger on this port: then our server is about to end
+        return info.get("process_id") == str(self.pid)
+
+    def _relaunch(self, status: int) -> None:
+        log = self._log.read_text(errors="replace")
+        self._attempts += 1
+        if "already in use" in log and self._attempts < _PORT_ATTEMPTS:
+            self._launch(None)
+            return
+        if self._settings.tls and ("connection type tls" in log or "'tls-" in log):
+            raise ConfigError(
+                f"tls=True needs a server that was built with TLS, and {self._settings.binary} was not; "
+                "pass server_binary= with another, such as Debian's redis-server"
+            )
+        raise LocalClusterError(
+            f"{self._settings.binary} ended at start with status {status}; the end of its log:\n"
+            f"{log[-_LOG_TAIL:].strip()}"
+        )
+
+    def log_tail(self) -> str:
+        """The end of what the server wrote, for error texts."""
+        return self._log.read_text(errors="replace")[-_LOG_TAIL:].strip()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process, nothing if it has ended; after SIGKILL it has."""
+        self._supervisor.signal(self.pid, number)
+        self.paused = self.alive and (
+            number == signal.SIGSTOP or (self.paused and number != signal.SIGCONT)
+        )
+
+    def info(self, section: str, *, timeout: float = _COMMAND_SECONDS) -> dict[str, str]:
+        """One section of INFO."""
+        return fields(self.commands(("INFO", section), timeout=timeout)[0])
+
+    def commands(
+        self,
+        *commands: tuple[str | bytes | int | float, ...],
+        decode: bool = True,
+        timeout: float = _COMMAND_SECONDS,
+    ) -> list[Reply]:
+        """Send commands over a connection of their own and return the replies.
+
+        Raises:
+            redis.RedisError: an error reply (``redis.ResponseError``), or the server cannot be reached.
+        """
+        connection = self._connect(decode, timeout)
+        try:
+            connection.send_packed_command(connection.pack_commands(commands))
+            return [connection.read_response() for _ in commands]
+        finally:
+            connection.disconnect()
+
+    # Any: the methods of redis-py's connections have no types.
+    def _connect(self, decode: bool, timeout: float) -> Any:
+        tls = self._settings.tls
+        options: dict[str, Any] = {"ssl_ca_certs": os.fspath(tls.ca)} if tls else {}
+        connection_class: type[Connection] = SSLConnection if tls else Connection
+        return connection_class(
+            host=self.host,
+            port=self.port,
+            password=self._settings.password,
+            protocol=2,
+            decode_responses=decode,
+            driver_info=None,
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+            retry=Retry(NoBackoff(), 0),
+            **options,
+        )
+
+
+def fields(text: Reply) -> dict[str, str]:
+    """Lines of ``name:value``."""
+    assert isinstance(text, str)
+    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)

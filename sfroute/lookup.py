@@ -1,0 +1,472 @@
+"""Look-ups: the local cache in front of one lane per primary.
+
+A look-up that the cache cannot answer joins the flight of its key, or opens one. A flight outlives
+redirects, lost
+connections and failovers until its deadline; a caller who gives up disturbs neither it nor the
+others. While a primary
+cannot be reached, known answers are served marked stale.
+
+Who may touch it: only the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+import random
+from bisect import insort
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+
+from .cache import CacheKey, Flight, LookupCache, Waiter
+from .config import RouterConfig
+from .errors import RouterClosed, StoreError, StoreUnavailable
+from .failures import Failure, Kind, read_failure
+from .keys import link_tag, slot_of_tag
+from .lane import Lane, Read
+from .replies import corrupt, refused
+from .telemetry import CURRENT, CallRecord, ClientRecord, Telemetry, names
+from .topology import Topology
+from .types import LaneStats
+from .wire import Address, HandshakeRefused, ReplyError, WireSettings
+
+__all__ = ["Lookups", "result_or_again"]
+
+_log = logging.getLogger(__name__)
+
+MAX_HOPS = 3
+"""Redirects followed at once; further ones after a pause, since the cluster is being rearranged."""
+
+
+class _Gathering:
+    """Waits for many flights with one future."""
+
+    def __init__(self, expected: int, all_done: asyncio.Future[None]) -> None:
+        self.all_done = all_done
+        self.flights: list[Flight] = []
+        self._expected = expected
+
+    def done(self) -> bool:
+        return self.all_done.done()
+
+    def set_result(self, result: Flight) -> None:
+        self.flights.append(result)
+        if len(self.flights) == self._expected:
+            self.all_done.set_result(None)
+
+
+class Lookups:
+    """See the module's text."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        settings: WireSettings,
+        config: RouterConfig,
+        cache: LookupCache,
+        clock: Callable[[], float],
+        retries: Counter[str],
+        telemetry: Telemetry,
+    ) -> None:
+        self._topology = topology
+        self._settings = settings
+        self._config = config
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self.cache = cache
+        self._retries = retries
+        self._telemetry = telemetry
+        self._lanes: dict[Address, Lane] = {}
+        self._parked: list[Flight] = []
+        self._parked_rounds = 0
+        self._unpark_timer: asyncio.TimerHandle | None = None
+        # Flights in the order of their deadlines, which nearly always is that of their opening.
+        self._by_deadline: deque[Flight] = deque()
+        self._deadline_timer: asyncio.TimerHandle | None = None
+        self._warned_untracked = False
+        self._closed = False
+        topology.on_change(self._on_topology_change)
+
+    # For the router
+
+    async def find(self, key: CacheKey, operation: str, *, bypass: bool = False) -> Flight:
+        """The finished flight of a look-up made for a public ``operation``.
+
+        Raises ``StoreUnavailable``, ``CorruptReply``, another ``StoreError``, or ``RouterClosed``.
+        """
+        give_up = self._clock() + self._config.retry.deadline
+        record = CURRENT.get()
+        while True:
+            future: asyncio.Future[Flight] = self._loop.create_future()
+            self.request(key, future, bypass=bypass, record=record, give_up=give_up)
+            flight = result_or_again(await future, operation, self._clock() < give_up)
+            if flight is not None:
+                if record is not None:
+                    record.stale = flight.stale
+                return flight
+
+    async def find_many(
+        self, keys: Sequence[CacheKey], operation: str, *, bypass: bool = False
+    ) -> list[Flight]:
+        """The finished flights of many look-ups, in any order. Raises what ``find`` raises, for
+        the first that failed.
+        """
+        gathering = _Gathering(len(keys), self._loop.create_future())
+        record = CURRENT.get()
+        for key in keys:
+            self.request(key, gathering, bypass=bypass, record=record)
+        await gathering.all_done
+        flights = gathering.flights
+        if record is not None:
+            record.stale = any(flight.stale for flight in flights)
+        for flight in flights:
+            if flight.error is not None:
+                raise error_for_one(flight.error, operation)
+        return flights
+
+    def request(
+        self,
+        key: CacheKey,
+        waiter: Waiter,
+        *,
+        bypass: bool = False,
+        look_again: bool = False,
+        record: CallRecord | None = None,
+        give_up: float | None = None,
+    ) -> None:
+        """Answer ``waiter`` from the cache, from the flight under way, or from a new one.
+
+        ``bypass``: not from the cache, and not from a flight that began before this call.
+        ``record``: the call it is for,
+        as telemetry knows it. ``give_up``: the instant until which a new flight may go on.
+        """
+        cache = self.cache
+        if not bypass:
+            flight = cache.join(key)
+            if flight is not None:
+                cache.counts.joined += 1
+                flight.add(waiter)
+                if record is not None:
+                    record.outcome = record.outcome or names.JOINED
+                    flight.records.append(record)
+                return
+            entry = cache.fresh(key) if look_again else None
+            if entry is not None:
+                cache.counts.hits += 1
+                if record is not None:
+                    record.outcome = record.outcome or names.HIT
+                answer = Flight(key, 0.0, may_serve_stale=True)
+                answer.from_store = False
+                answer.waiters.append(waiter)
+                answer.finish(entry=entry)
+                return
+        cache.counts.misses += 1
+        if self._closed:
+            answer = Flight(key, 0.0, may_serve_stale=False)
+            answer.waiters.append(waiter)
+            answer.finish(error=RouterClosed())
+            return
+        flight = self._open(key, bypass=bypass, give_up=give_up)
+        flight.add(waiter)
+        if record is not None:
+            record.outcome = names.MISS
+            flight.records.append(record)
+        self._send(flight)
+
+    def _open(self, key: CacheKey, *, bypass: bool, give_up: float | None = None) -> Flight:
+        if give_up is None:
+            give_up = self._clock() + self._config.retry.deadline
+        flight = self.cache.open(key, give_up, bypass=bypass)
+        self._watch_deadline(flight)
+        return flight
+
+    def lanes(self) -> tuple[LaneStats, ...]:
+        """A snapshot of every lane."""
+        # A list first: metrics are read from other threads.
+        return tuple(lane.stats() for lane in list(self._lanes.values()))
+
+    async def close(self) -> None:
+        """End all lanes; look-ups under way fail with ``RouterClosed``."""
+        self._closed = True
+        for timer in (self._unpark_timer, self._deadline_timer):
+            if timer is not None:
+                timer.cancel()
+        while self._by_deadline:
+            flight = self._by_deadline.popleft()
+            if not flight.done:
+                self.cache.fail(flight, RouterClosed())
+        lanes = list(self._lanes.values())
+        self._lanes.clear()
+        for lane in lanes:
+            lane.channel.close()
+        for lane in lanes:
+            await lane.channel.wait_closed()
+
+    def connections_after_fork(self) -> None:
+        """In a forked child: give up every inherited socket."""
+        for lane in self._lanes.values():
+            if lane.channel.connection is not None:
+                lane.channel.connection.detach_after_fork()
+
+    # Sending
+
+    def _send(self, flight: Flight, *, hops: int = 0) -> None:
+        tag = link_tag(flight.key[0], flight.key[1])
+        address = self._topology.address_of(slot_of_tag(tag))
+        if address is None:
+            self._topology.refresh_soon()
+            self._wait_or_serve_stale(flight, "no owner")
+            return
+        lane = self._lane(address)
+        if not lane.channel.reachable and self._serve_stale(flight):
+            # Nobody waits any more; one attempt to connect tells for all of them when the node is
+            # back.
+            self._topology.refresh_soon(address)
+            lane.channel.probe()
+            return
+        lane.channel.submit(Read(flight, tag, lane, self, hops=hops))
+
+    def _lane(self, address: Address) -> Lane:
+        lane = self._lanes.get(address)
+        if lane is None:
+            lane = self._lanes[address] = Lane(
+                address,
+                self._settings,
+                self._config,
+                self.cache,
+                self._clock,
+                self._on_untracked,
+                self._telemetry,
+            )
+        return lane
+
+    def _serve_stale(self, flight: Flight) -> bool:
+        """End the flight with an old entry, if there is one that may be served."""
+        entry = self.cache.stale(flight.key) if flight.may_serve_stale else None
+        if entry is None:
+            return False
+        self.cache.counts.stale += len(flight.waiters)
+        self.cache.land_stale(flight, entry)
+        return True
+
+    def _wait_or_serve_stale(
+        self, flight: Flight, reason: str, cause: Exception | None = None
+    ) -> None:
+        if not self._serve_stale(flight):
+            self._park(flight, reason, cause)
+
+    # Trouble
+
+    def read_lost(self, read: Read, error: Exception) -> None:
+        """The lane's connection is gone, or cannot be made."""
+        flight = read.flight
+        if isinstance(error, HandshakeRefused) and not self.cache.stale(flight.key):
+            no_entry = StoreError(str(error), operation="lookup", retryable=False)
+            no_entry.__cause__ = error
+            self.cache.fail(flight, no_entry)
+            return
+        self._topology.refresh_soon(read.lane.address)
+        if read.lane.channel.reachable:
+            self._park(flight, "connection", error)
+        else:
+            self._wait_or_serve_stale(flight, "connection", error)
+
+    def read_torn(self, read: Read) -> None:
+        """The link changed while it was read: everyone who waits asks again."""
+        flight = read.flight
+        self._note_retry(flight, "changed")
+        self.ask_again(flight, self.cache.leave(flight))
+
+    def ask_again(self, flight: Flight, waiters: list[Waiter]) -> None:
+        """Let these wait for a newer look-up: the one under way, or another."""
+        newer = self.cache.join(flight.key)
+        opened = newer is None
+        if newer is None:
+            newer = self._open(flight.key, bypass=not flight.may_serve_stale)
+        newer.tears = max(newer.tears, flight.tears + 1)
+        newer.records += flight.records
+        for waiter in waiters:
+            newer.add(waiter)
+        if opened:
+            self._send(newer)
+
+    def batch_ended(self, batch: ClientRecord, error: Exception | None) -> None:
+        """All that left together has been answered, or lost."""
+        self._telemetry.batch_ended(batch, error)
+
+    def note_error(self, batch: ClientRecord, error: ReplyError) -> None:
+        """One of those that left together was answered with an error."""
+        failure = read_failure(str(error))
+        if failure.kind in {Kind.CORRUPT, Kind.FATAL}:
+            batch.status_code = failure.code
+        else:
+            batch.retried(failure.code)
+
+    def read_failed(self, read: Read, error: ReplyError) -> None:
+        """The store answered with an error."""
+        flight = read.flight
+        failure = read_failure(str(error))
+        # Servers' texts may echo arguments, and so a uid: only the code becomes a cause.
+        cause = ReplyError(failure.code)
+        if failure.kind is Kind.MOVED and self._topology.learn(
+            failure.slot, _target(failure, read)
+        ):
+            self._retry_at_once(read, failure)
+        elif failure.kind is Kind.ASK:
+            self._follow_ask(read, failure)
+        elif failure.kind in {Kind.WAIT, Kind.RELOCATE}:
+            self._topology.refresh_soon()
+            if failure.code in {"CLUSTERDOWN", "MASTERDOWN"}:
+                self._wait_or_serve_stale(flight, failure.code, cause)
+            else:
+                self._park(flight, failure.code, cause)
+        elif failure.kind is Kind.CORRUPT:
+            self.cache.fail(flight, corrupt(read.wire_key, "another type of value"))
+        else:
+            self.cache.fail(flight, refused(failure, "lookup"))
+
+    def _retry_at_once(self, read: Read, failure: Failure) -> None:
+        if read.hops >= MAX_HOPS:
+            self._park(read.flight, failure.code)
+            return
+        self._note_retry(read.flight, failure.code)
+        self._send(read.flight, hops=read.hops + 1)
+
+    def _follow_ask(self, read: Read, failure: Failure) -> None:
+        if read.hops >= MAX_HOPS:
+            self._park(read.flight, failure.code)
+            return
+        self._note_retry(read.flight, failure.code)
+        lane = self._lane(_target(failure, read))
+        lane.channel.submit(
+            Read(read.flight, read.tag, lane, self, asking=True, hops=read.hops + 1)
+        )
+
+    def _park(self, flight: Flight, reason: str, cause: Exception | None = None) -> None:
+        """Send again after a pause."""
+        self._note_retry(flight, reason)
+        flight.last_error = cause or flight.last_error
+        if self._closed:
+            self.cache.fail(flight, RouterClosed())
+            return
+        self._parked.append(flight)
+        if self._unpark_timer is None:
+            self._parked_rounds += 1
+            pause = self._config.retry.pause(self._parked_rounds, random.random())
+            self._unpark_timer = self._loop.call_later(pause, self._unpark)
+
+    def _note_retry(self, flight: Flight, reason: str) -> None:
+        self._retries[reason] += 1
+        for record in flight.records:
+            record.retries.append(reason)
+
+    def _unpark(self) -> None:
+        self._unpark_timer = None
+        parked, self._parked = self._parked, []
+        for flight in parked:
+            if not flight.done:
+                self._send(flight)
+        # Further failures of this round come later than this turn; a quiet round starts over.
+        self._loop.call_later(self._config.retry.cap * 2, self._calm_down)
+
+    def _calm_down(self) -> None:
+        if self._unpark_timer is None:
+            self._parked_rounds = 0
+
+    # Deadlines
+
+    def _watch_deadline(self, flight: Flight) -> None:
+        queue = self._by_deadline
+        while queue and queue[0].done:
+            queue.popleft()
+        if queue and flight.deadline < queue[-1].deadline:
+            # Its caller has spent some time on another flight.
+            insort(queue, flight, key=lambda each: each.deadline)
+            if queue[0] is flight and self._deadline_timer is not None:
+                self._deadline_timer.cancel()
+                self._deadline_timer = None
+        else:
+            queue.append(flight)
+        if self._deadline_timer is None:
+            self._arm_deadline(flight.deadline)
+
+    def _arm_deadline(self, deadline: float) -> None:
+        self._deadline_timer = self._loop.call_later(
+            max(0.0, deadline - self._clock()), self._check_deadlines
+        )
+
+    def _check_deadlines(self) -> None:
+        self._deadline_timer = None
+        now = self._clock()
+        queue = self._by_deadline
+        while queue and (queue[0].done or queue[0].deadline <= now):
+            flight = queue.popleft()
+            # No answer in time is the store out of reach, too.
+            if not flight.done and not self._serve_stale(flight):
+                self.cache.fail(flight, self._too_late(flight))
+        if queue:
+            self._arm_deadline(queue[0].deadline)
+
+    def _too_late(self, flight: Flight) -> StoreUnavailable:
+        error = StoreUnavailable(
+            f"no answer within {self._config.retry.deadline:g} s; the store may be down or failing over",
+            operation="lookup",
+        )
+        error.__cause__ = flight.last_error
+        return error
+
+    # Notices
+
+    def _on_topology_change(self, losers: set[Address]) -> None:
+        serving = self._topology.primaries()
+        self._telemetry.topology_changed(len(losers), len(serving))
+        for address in losers:
+            lane = self._lanes.get(address)
+            if lane is None:
+                continue
+            lane.repoint()
+            if address not in serving:
+                del self._lanes[address]
+                lane.channel.close()
+
+    def _on_untracked(self, lane: Lane, why: str) -> None:
+        if not self._warned_untracked:
+            self._warned_untracked = True
+            _log.warning(
+                "%s does not push invalidations (CLIENT TRACKING is %s): cached links may be up to %g s old",
+                lane.address,
+                why,
+                min(self._config.cache.max_age, self._config.cache.max_age_untracked),
+                extra={
+                    names.SERVER_ADDRESS: lane.address.host,
+                    names.SERVER_PORT: lane.address.port,
+                    names.REASON: why,
+                },
+            )
+
+
+def _target(failure: Failure, read: Read) -> Address:
+    return Address(failure.host or read.lane.address.host, failure.port)
+
+
+def result_or_again(flight: Flight, operation: str, time_left: bool) -> Flight | None:
+    """The flight if it has an answer; None if its caller, having joined late, has more time than
+    the flight had.
+
+    Raises the flight's error otherwise.
+    """
+    if flight.error is None:
+        return flight
+    if time_left and isinstance(flight.error, StoreUnavailable):
+        return None
+    raise error_for_one(flight.error, operation)
+
+
+def error_for_one(error: Exception, operation: str) -> Exception:
+    """A copy to raise: one exception raised by many callers would collect all their tracebacks."""
+    own = copy.copy(error)
+    if isinstance(own, StoreError):
+        own.operation = operation
+    own.__cause__ = error.__cause__
+    return own

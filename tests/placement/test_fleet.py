@@ -1,0 +1,291 @@
+"""Four gateways and five pods, all processes, while pods are killed, drained, stopped and started."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import pytest
+
+from sfroute import AsyncPodAgent, AsyncRouter
+from sfroute.embedded import LocalCluster
+
+from .fleet import Fleet, Process
+
+ROUTES = int(os.environ.get("SFROUTE_PLACEMENT_ROUTES", "50000"))
+UIDS = int(os.environ.get("SFROUTE_PLACEMENT_UIDS", "6000"))
+GATEWAYS = ("asyncio", "asyncio", "asyncio", "threads")
+PODS = 5
+HEARTBEAT = 0.5
+POD_TIMEOUT = 2.0
+VIEW = 0.3
+NOTICE = 2 * VIEW
+"""After so many seconds no gateway goes by an older view: two periods of ``pod_view_max_age``."""
+BUSY = 0.25
+"""Seconds by which a process may be late on a busy machine, between asking the clock and what it asked it for."""
+SECONDS = 25.0
+"""For which each gateway routes; the events take about as long."""
+
+
+class Answer(NamedTuple):
+    asked: float
+    answered: float
+    uid: str
+    pod: int
+    source: str
+
+
+@dataclass
+class Gone:
+    """A time in which nobody may be routed to a pod."""
+
+    pod: int
+    since: float
+    until: float
+
+
+@dataclass
+class Stage:
+    """What runs, and what has happened."""
+
+    fleet: Fleet
+    url: str
+    namespace: str
+    router: AsyncRouter
+    pods: dict[int, Process] = field(default_factory=dict)
+    gateways: list[Process] = field(default_factory=list)
+    draining: list[Gone] = field(default_factory=list)
+    stopped: list[Gone] = field(default_factory=list)
+    probes: int = 0
+    disagreements: list[tuple[str, list[int]]] = field(default_factory=list)
+
+    async def start_pod(self, pod: int) -> None:
+        self.pods[pod] = process = await self.prepare_pod(pod)
+        await process.ask("begin")
+
+    async def prepare_pod(self, pod: int) -> Process:
+        return await self.fleet.start(
+            "pod_process",
+            url=self.url,
+            namespace=self.namespace,
+            pod=pod,
+            heartbeat=HEARTBEAT,
+            view=VIEW,
+            kind="threads" if pod == 4 else "asyncio",
+        )
+
+    async def start_gateways(self) -> None:
+        self.gateways = await asyncio.gather(
+            *(
+                self.fleet.start(
+                    "gateway_process",
+                    url=self.url,
+                    namespace=self.namespace,
+                    kind=kind,
+                    pod_timeout=POD_TIMEOUT,
+                    view=VIEW,
+                    seed=seed,
+                )
+                for seed, kind in enumerate(GATEWAYS)
+            )
+        )
+
+    async def everybody(self, do: str, **options: object) -> list[Any]:
+        return await asyncio.gather(*(gateway.ask(do, **options) for gateway in self.gateways))
+
+    async def statuses(self) -> dict[int, str]:
+        """The living pods, by the test's own look at the store."""
+        pods = await self.router.get_pods(self.namespace, "game", fresh=True)
+        return {
+            pod.id: pod.status
+            for pod in pods.values()
+            if pod.status != "Stopped" and (pod.age or 0) <= POD_TIMEOUT
+        }
+
+    async def links_of(self, pod: int) -> set[str]:
+        uids = [f"u{number}" for number in range(UIDS)]
+        links = await self.router.batch_get_linked_pod(self.namespace, uids, "game", fresh=True)
+        return set(links.get(pod, ()))
+
+    async def answers(self, **options: object) -> list[Answer]:
+        reports = await self.everybody("report", **options)
+        assert [report["errors"] for report in reports] == [[]] * len(reports)
+        return [Answer(*entry) for report in reports for entry in report["log"]]
+
+    async def probe(self) -> None:
+        """Ask all gateways for the same uids, each after all have seen the pods."""
+        uids = [f"u{random.randrange(UIDS)}" for _ in range(20)]
+        before = await self.statuses()
+        await self.everybody("see")
+        told = await self.everybody("route", uids=uids)
+        after = await self.statuses()
+        living = before.keys() & after.keys()
+        for uid, pods in zip(uids, zip(*told, strict=True), strict=True):
+            self.probes += 1
+            if len(set(pods) & living) > 1:
+                self.disagreements.append((uid, list(pods)))
+
+    async def probe_until(self, end: asyncio.Event) -> None:
+        while not end.is_set():
+            await self.probe()
+            await asyncio.sleep(0.05)
+
+    async def burst(self, uid: str) -> None:
+        """A thousand routes of an unlinked uid, 250 from each gateway, at the same instant."""
+        at = time.monotonic() + 0.2
+        told = await self.everybody("burst", uid=uid, times=250, at=at)
+        entries = [tuple(entry) for gateway in told for entry in gateway]
+        assert len(entries) == 1000
+        assert len({pod for pod, _ in entries}) == 1
+        assert Counter(source for _, source in entries)["placed"] == 1
+
+    async def crash(self, pod: int) -> None:
+        """kill -9: the pod is dead, and nobody is told."""
+        killed = await self.pods[pod].end(signal.SIGKILL)
+        theirs = await self.links_of(pod)
+        assert theirs
+        await asyncio.sleep(killed + POD_TIMEOUT + 1.0 - time.monotonic())
+        now = await asyncio.gather(
+            *(
+                gateway.ask("route", uids=sorted(theirs)[number :: len(self.gateways)])
+                for number, gateway in enumerate(self.gateways)
+            )
+        )
+        living = await self.statuses()
+        assert {other for told in now for other in told} <= living.keys() - {pod}
+        last = max(
+            entry.answered
+            for entry in await self.answers()
+            if entry.pod == pod and entry.asked < killed + POD_TIMEOUT + 1.0
+        )
+        print(
+            f"\n  kill -9 of pod {pod} with {len(theirs)} uids: nobody was sent there after "
+            f"{last - killed:.2f} s (pod_timeout {POD_TIMEOUT:g} s)"
+        )
+        await self.start_pod(pod)
+
+    async def drain_and_restart(self, pod: int, *, seconds: float) -> None:
+        """An orderly departure, and a new process under the same id."""
+        began = time.monotonic()
+        draining = asyncio.create_task(self.pods[pod].ask("drain", deadline=seconds))
+        preparing = asyncio.create_task(self.prepare_pod(pod))
+        await asyncio.sleep(NOTICE + BUSY)
+        before = await self.links_of(pod)
+        left = await draining
+        after = await self.links_of(pod)
+        assert before
+        assert before == after, "a draining pod got or lost uids"
+        assert left <= len(after)
+        successor = await preparing
+        self.draining.append(Gone(pod, began + NOTICE + BUSY, time.monotonic()))
+        old, self.pods[pod] = self.pods[pod], successor
+        await old.end(signal.SIGTERM)
+        stopped = time.monotonic()
+        assert old.returncode == 128 + signal.SIGTERM
+        await asyncio.sleep(NOTICE + BUSY + 0.25)
+        self.stopped.append(Gone(pod, stopped + NOTICE + BUSY, time.monotonic()))
+        await successor.ask("begin")
+
+
+@pytest.fixture
+async def stage(some_cluster: LocalCluster, namespace: str) -> AsyncIterator[Stage]:
+    async with Fleet() as fleet, AsyncRouter.from_url(some_cluster.url) as router:
+        stage = Stage(fleet, some_cluster.url, namespace, router)
+        await asyncio.gather(*map(stage.start_pod, range(PODS)), stage.start_gateways())
+        yield stage
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+async def test_the_promises_hold_while_pods_come_and_go(stage: Stage) -> None:
+    for number in range(3):
+        await stage.burst(f"u{UIDS - 1 - number}")
+    await stage.everybody("work", routes=ROUTES // len(GATEWAYS), seconds=SECONDS, uids=UIDS)
+    over = asyncio.Event()
+    probing = asyncio.create_task(stage.probe_until(over))
+    try:
+        await asyncio.sleep(1.0)
+        await stage.crash(1)
+        await stage.drain_and_restart(2, seconds=3.0)
+        await stage.crash(4)
+        for pod in range(PODS):
+            await stage.drain_and_restart(pod, seconds=NOTICE + BUSY + 0.5)
+    finally:
+        over.set()
+        await probing
+    answers = await stage.answers(finish=True)
+
+    print(f"  {len(answers):,} routes, {stage.probes:,} uids asked of all gateways at once")
+    print("  by source:", dict(Counter(answer.source for answer in answers)))
+    assert len(answers) >= ROUTES // len(GATEWAYS) * len(GATEWAYS)
+    assert stage.disagreements == []
+    for drained in stage.draining:
+        got = [
+            answer
+            for answer in answers
+            if answer.pod == drained.pod
+            and answer.source in {"placed", "moved"}
+            and drained.since <= answer.asked
+            and answer.answered <= drained.until
+        ]
+        assert got == [], "a draining pod got new uids"
+    for stopped in stage.stopped:
+        sent = [
+            answer
+            for answer in answers
+            if answer.pod == stopped.pod
+            and stopped.since <= answer.asked
+            and answer.answered <= stopped.until
+        ]
+        assert sent == [], "somebody was routed to a stopped pod"
+
+
+async def test_uids_spread_over_equal_pods_with_loads_two_seconds_old(
+    some_cluster: LocalCluster, namespace: str
+) -> None:
+    pods, uids, gateways = 10, 10_000, 4
+    held: Counter[int] = Counter()
+    async with AsyncRouter.from_url(some_cluster.url) as speaker:
+        agents = [
+            AsyncPodAgent(
+                speaker,
+                namespace,
+                "game",
+                pod,
+                heartbeat=2.0,
+                sigterm=False,
+                load=partial(held.__getitem__, pod),
+            )
+            for pod in range(pods)
+        ]
+        await asyncio.gather(*(agent.start() for agent in agents))
+        routers = [AsyncRouter.from_url(some_cluster.url) for _ in range(gateways)]
+
+        async def gateway(number: int) -> None:
+            # About two thousand uids a second together: five seconds, or two to three heartbeats.
+            for uid in range(number, uids, gateways):
+                link = await routers[number].route(namespace, f"u{uid}", "game")
+                held[link.pod] += 1
+                if uid % 40 == number:
+                    await asyncio.sleep(0.02)
+
+        began = time.monotonic()
+        await asyncio.gather(*map(gateway, range(gateways)))
+        took = time.monotonic() - began
+        for router in routers:
+            await router.aclose()
+        for agent in agents:
+            await agent.stop()
+    spread = max(held.values()) / (uids / pods)
+    print(f"\n  {uids:,} uids on {pods} pods in {took:.1f} s: max/mean {spread:.3f}")
+    assert held.total() == uids
+    assert len(held) == pods
+    assert spread <= 1.15

@@ -1,0 +1,1 @@
+"""What tests disturb a store with, and measure its answers by."""

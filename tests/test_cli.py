@@ -1,0 +1,261 @@
+"""The ``sfroute`` command, run as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Final
+
+import pytest
+
+from sfroute import Router
+from sfroute.embedded import LocalCluster
+
+COMMAND: Final = [sys.executable, "-m", "sfroute.cli"]
+SERVICE: Final = "chat"
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Ours without what would change the command, wide enough that no message is wrapped."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SFROUTE_")}
+    return {**kept, "COLUMNS": "200", "NO_COLOR": "1", **variables}
+
+
+def sfroute(
+    *arguments: str, given: str | bytes = "", **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    raw = given.encode() if isinstance(given, str) else given
+    done = subprocess.run(
+        [*COMMAND, *arguments],
+        input=raw,
+        capture_output=True,
+        env=environment(**variables),
+        timeout=50,
+        check=False,
+    )
+    return subprocess.CompletedProcess(
+        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+    )
+
+
+class Target:
+    """A service with three pods on a cluster, and the options that name it."""
+
+    def __init__(self, router: Router, url: str, namespace: str) -> None:
+        self.router = router
+        self.url = url
+        self.namespace = namespace
+
+    @property
+    def options(self) -> list[str]:
+        return ["--url", self.url, "--namespace", self.namespace, "--service", SERVICE]
+
+    def link(self, uid: str, pod: int) -> None:
+        self.router.set_linked_pod(self.namespace, uid, SERVICE, pod)
+
+
+@pytest.fixture
+def target(sfroute_cluster: LocalCluster, sfroute_namespace: str) -> Iterator[Target]:
+    with Router.from_url(sfroute_cluster.url) as router:
+        for pod in range(3):
+            router.set_service_state(sfroute_namespace, SERVICE, pod, "Running")
+        yield Target(router, sfroute_cluster.url, sfroute_namespace)
+
+
+# --- route: the answers
+
+
+def test_route_writes_a_line_for_each_line_in_the_order_of_the_input(target: Target) -> None:
+    uids = [f"user-{number}" for number in range(1000)]
+    for number, uid in enumerate(uids):
+        if number % 2:
+            target.link(uid, number % 3)
+    done = sfroute("route", *target.options, given="\n".join(uids))
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [uid for uid, _ in lines] == uids
+    assert all(int(pod) == number % 3 for number, (_, pod) in enumerate(lines) if number % 2)
+    by_pod = target.router.batch_get_linked_pod(target.namespace, uids, SERVICE)
+    assert {uid: int(pod) for uid, pod in lines} == {
+        uid: pod for pod, members in by_pod.items() for uid in members
+    }
+
+
+def test_route_takes_uids_as_arguments(target: Target) -> None:
+    target.link("ada", 2)
+    target.link("grace", 0)
+    done = sfroute("route", *target.options, "grace", "ada", "grace")
+    assert (done.returncode, done.stdout) == (0, "grace\t0\nada\t2\ngrace\t0\n")
+
+
+def test_route_takes_its_target_from_the_environment(target: Target) -> None:
+    target.link("ada", 1)
+    done = sfroute(
+        "route",
+        given="ada\n",
+        SFROUTE_URL=target.url,
+        SFROUTE_NAMESPACE=target.namespace,
+        SFROUTE_SERVICE=SERVICE,
+    )
+    assert (done.returncode, done.stdout) == (0, "ada\t1\n")
+
+
+def test_route_writes_json_lines(target: Target) -> None:
+    target.link("é b", 1)
+    done = sfroute("route", *target.options, "--json", given="é b\n")
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == {
+        "uid": "é b",
+        "pod": 1,
+        "persistent": True,
+        "source": "store",
+        "stale": False,
+    }
+
+
+def test_route_skips_blank_lines_and_reads_files_from_windows(target: Target) -> None:
+    target.link("ada", 1)
+    done = sfroute("route", *target.options, given="\ufeffada\r\n\r\n   \n\nada")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ada\t1\nada\t1\n", "")
+
+
+def test_route_answers_before_its_input_ends(target: Target) -> None:
+    target.link("ada", 1)
+    with subprocess.Popen(
+        [*COMMAND, "route", *target.options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment(),
+    ) as running:
+        assert running.stdin is not None
+        assert running.stdout is not None
+        for _ in range(3):
+            running.stdin.write(b"ada\n")
+            running.stdin.flush()
+            assert running.stdout.readline() == b"ada\t1\n"
+        running.stdin.close()
+        assert running.wait(10) == 0
+
+
+# --- route: what goes wrong
+
+
+def test_a_bad_uid_is_reported_by_its_line_and_the_others_go_on(target: Target) -> None:
+    target.link("ada", 1)
+    done = sfroute("route", *target.options, given="ada\nsecret}name\n\nada\n")
+    assert (done.returncode, done.stdout) == (1, "ada\t1\nada\t1\n")
+    assert "line 2: uid must not contain" in done.stderr
+    assert "secret" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_line_that_is_not_utf8_is_reported_by_its_line(target: Target) -> None:
+    target.link("ada", 1)
+    done = sfroute("route", *target.options, given=b"ada\nse\xffcret\nada\n")
+    assert (done.returncode, done.stdout) == (1, "ada\t1\nada\t1\n")
+    assert "line 2: the uid must be UTF-8; byte 3" in done.stderr
+
+
+def test_a_service_without_pods_is_reported(target: Target) -> None:
+    options = [*target.options[:-1], "nobody"]
+    done = sfroute("route", *options, given="ada\n")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "line 1: no routable pod for service 'nobody'" in done.stderr
+
+
+def test_route_gives_up_when_nothing_can_be_routed(target: Target) -> None:
+    options = [*target.options[:-1], "nobody"]
+    done = sfroute("route", *options, given="\n".join(f"user-{n}" for n in range(5000)))
+    assert done.returncode == 1
+    assert "giving up after 100 failures in a row" in done.stderr
+    assert len(done.stderr.splitlines()) < 110
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ([], "--url"),
+        (["--url", "redis://127.0.0.1:1"], "--namespace"),
+        (["--url", "redis://127.0.0.1:1", "--namespace", "n"], "--service"),
+        (["--url", "127.0.0.1", "--namespace", "n", "--service", "s"], "must begin with one of"),
+        (
+            ["--url", "redis://127.0.0.1:1", "--namespace", "a:b", "--service", "s"],
+            "namespace must not contain",
+        ),
+        (["--nonsense"], "No such option"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_says_what_is_wrong(
+    options: list[str], complaint: str
+) -> None:
+    done = sfroute("route", *options, given="ada\n")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_store_that_is_not_there_is_reported_without_the_url() -> None:
+    url = "redis://:hunter2@127.0.0.1:1"
+    done = sfroute("route", "--namespace", "n", "--service", "s", "ada", SFROUTE_URL=url)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no answer within 5 s" in done.stderr
+    assert "hunter2" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_goes_away_ends_route_quietly(target: Target) -> None:
+    target.link("ada", 1)
+    with subprocess.Popen(
+        [*COMMAND, "route", *target.options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    ) as running:
+        assert running.stdin is not None
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        running.stdin.write(b"ada\n")
+        # The input stays open: what ends the command is that nobody reads its output.
+        running.stdin.flush()
+        assert running.wait(10) == 128 + signal.SIGPIPE
+        assert running.stderr.read() == b""
+
+
+# --- cluster up
+
+
+def test_cluster_up_keeps_a_cluster_until_it_is_told_to_end() -> None:
+    with subprocess.Popen(
+        [*COMMAND, "cluster", "up", "--primaries", "1", "--replicas", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    ) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        url = running.stdout.readline().strip()
+        with Router.from_url(url) as router:
+            router.set_linked_pod("n", "ada", SERVICE, 0)
+            assert router.get_linked_pod("n", "ada", SERVICE) == 0
+        running.send_signal(signal.SIGINT)
+        assert running.wait(10) == 0
+        assert "1 primaries and 0 replicas" in running.stderr.read()
+
+
+def test_cluster_up_says_what_is_wrong_with_a_server() -> None:
+    done = sfroute("cluster", "up", "--server", "/nowhere/redis-server")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "/nowhere/redis-server" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_version_is_shown() -> None:
+    assert sfroute("--version").stdout.startswith("sfroute ")

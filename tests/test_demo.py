@@ -1,0 +1,233 @@
+"""``sfroute demo``: its traffic, its judgement, and that it leaves nothing behind. CI plays it in full."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from rich.console import Console
+
+from sfroute.cli.demo.departures import Departures
+from sfroute.cli.demo.director import direct
+from sfroute.cli.demo.report import GatewayReport, Outcome, PodReport, percentile
+from sfroute.cli.demo.traffic import Traffic
+
+# --- the traffic
+
+
+def test_the_traffic_is_the_same_every_time() -> None:
+    assert Traffic().stream() == Traffic().stream()
+    assert Traffic().stream() != Traffic(seed=1).stream()
+
+
+def test_the_gateways_share_the_traffic_without_rest() -> None:
+    traffic = Traffic(requests=1001)
+    shares = [traffic.share(number, 2) for number in range(2)]
+    assert sorted(shares[0] + shares[1]) == sorted(traffic.stream())
+
+
+def test_users_are_as_unequal_as_zipf_says() -> None:
+    traffic = Traffic(requests=200_000, users=100, exponent=1.0)
+    counts = Counter(uid for _, uid in traffic.stream())
+    harmonic = sum(1 / rank for rank in range(1, 101))
+    for rank in (1, 2, 10, 100):
+        expected = 200_000 / rank / harmonic
+        # Six standard deviations of a binomial count; the seed is fixed, so this never flickers.
+        assert abs(counts[traffic.uid(rank)] - expected) < 6 * expected**0.5
+    assert set(counts) <= set(traffic.uids())
+
+
+def test_requests_arrive_at_the_rate() -> None:
+    last = Traffic(requests=20_000, rate=2_000.0).stream()[-1][0]
+    assert last == pytest.approx(10.0, rel=0.03)
+
+
+# --- the judgement
+
+ALL_WELL: Final = Outcome(
+    expected=4,
+    gateways=[
+        GatewayReport("asyncio", [(0.0, 0.001, "placed", False), (1.0, 0.5, "store", False)], []),
+        GatewayReport("threads", [(1.1, 0.0001, "cache", True), (9.0, 0.002, "store", False)], []),
+    ],
+    pods=[
+        PodReport(0, frozenset({"ada"}), 3, 10, 0),
+        PodReport(1, frozenset({"grace"}), 1, 10, 1),
+    ],
+    links={0: ["ada"], 1: ["grace"]},
+    killed="127.0.0.1:7000",
+    killed_at=1.2,
+    recovered_at=2.0,
+)
+
+
+ALL_MOVED: Final = Departures(
+    drained=500,
+    drained_kept=500,
+    drained_new=0,
+    drained_moved=500,
+    crashed=600,
+    crash_seconds=1.9,
+    evacuated=1_000,
+    evacuated_moved=1_000,
+    evacuation_seconds=0.5,
+    pods_in_the_end=frozenset({3}),
+)
+
+
+def with_gateway(report: GatewayReport) -> Outcome:
+    return replace(ALL_WELL, gateways=[report, ALL_WELL.gateways[1]])
+
+
+def with_pod(pod: PodReport) -> Outcome:
+    return replace(ALL_WELL, pods=[pod, ALL_WELL.pods[1]])
+
+
+def test_all_is_well_when_every_request_met_the_one_pod_of_its_user() -> None:
+    assert ALL_WELL.broken_promises() == []
+    assert ALL_WELL.during_failover() == [0.5]
+    assert ALL_WELL.apart_from_failover() == [0.0001, 0.001, 0.002]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "complaint"),
+    [
+        (
+            with_gateway(
+                GatewayReport("asyncio", ALL_WELL.gateways[0].answers[1:], ["StoreUnavailable: x"])
+            ),
+            "the gateway on asyncio saw 1 times: StoreUnavailable: x",
+        ),
+        (
+            with_gateway(GatewayReport("asyncio", ALL_WELL.gateways[0].answers[1:], [])),
+            "1 of 4 requests were not routed",
+        ),
+        (
+            with_pod(PodReport(0, frozenset({"ada"}), 2, 10, 0)),
+            "3 requests arrived at the pods, not 4",
+        ),
+        (
+            with_pod(PodReport(0, frozenset({"ada", "grace"}), 3, 10, 0)),
+            "1 users met both pod 0 and pod 1",
+        ),
+        (
+            replace(ALL_WELL, links={1: ["grace"]}),
+            "the store links 0 users to pod 0, which has seen 1",
+        ),
+        (
+            replace(ALL_WELL, killed_at=3.0, recovered_at=4.0),
+            "no request was made while the primary was gone",
+        ),
+    ],
+)
+def test_each_broken_promise_is_told(outcome: Outcome, complaint: str) -> None:
+    assert complaint in outcome.broken_promises()
+
+
+def test_all_is_well_when_pods_have_left_in_order() -> None:
+    assert ALL_MOVED.broken_promises() == []
+    assert replace(ALL_WELL, departures=ALL_MOVED).broken_promises() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"drained_kept": 499}, "1 users lost their pod while it drained"),
+        ({"drained_new": 2}, "2 new users were sent to a draining pod"),
+        ({"drained_moved": 497}, "3 users were sent to a stopped pod"),
+        ({"crash_seconds": 2.1}, "users of a dead pod had no living one for 2.1 s"),
+        ({"evacuated_moved": 999}, "999 of 1000 users were evacuated"),
+        ({"pods_in_the_end": frozenset({2, 3})}, "in the end users are on the pods [2, 3]"),
+    ],
+)
+def test_each_departure_that_went_wrong_is_told(change: dict[str, Any], complaint: str) -> None:
+    outcome = replace(ALL_WELL, departures=replace(ALL_MOVED, **change))
+    assert outcome.broken_promises() == [complaint]
+
+
+@pytest.mark.parametrize(
+    ("percent", "value"), [(0, 1.0), (25, 1.0), (26, 2.0), (50, 2.0), (99, 4.0), (100, 4.0)]
+)
+def test_percentiles_are_nearest_ranks(percent: float, value: float) -> None:
+    assert percentile([1.0, 2.0, 3.0, 4.0], percent) == value
+
+
+def test_the_percentile_of_nothing_is_zero() -> None:
+    assert percentile([], 99) == 0.0
+
+
+def test_the_tables_show_the_figures() -> None:
+    console = Console(width=120, no_color=True)
+    with console.capture() as shown:
+        console.print(ALL_WELL.tables())
+    text = " ".join(shown.get().split())
+    assert "asyncio │ 2 │ 0 (0 %) │ 0 │ 1.000 │ 500.0 │ 500 │ 0" in text
+    assert "threads │ 2 │ 1 (50 %) │ 1 │ 0.100 │ 2.0 │ 2 │ 0" in text
+    assert "1 │ 1 │ 1 │ 10 │ 1" in text
+    assert (
+        "Primary 127.0.0.1:7000 was killed in the middle; its replica took over after 0.8 s."
+        in text
+    )
+
+
+# --- the play
+
+
+class Silent:
+    """An audience that remembers."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+        self.done = 0
+
+    def say(self, text: str) -> None:
+        self.heard.append(text)
+
+    def routed(self, requests: int) -> None:
+        self.done = requests
+
+
+async def test_a_primary_dies_and_nothing_gets_lost() -> None:
+    audience = Silent()
+    outcome = await direct(Traffic(requests=3_000, users=1_000, rate=1_500.0), audience)
+    assert outcome.broken_promises() == []
+    assert audience.done == 3_000
+    assert any("kill -9: primary" in text for text in audience.heard)
+    assert any("kill -9: pod 1" in text for text in audience.heard)
+    assert outcome.departures is not None
+    assert min(outcome.departures.drained, outcome.departures.crashed) > 400
+    assert all(pod.heartbeats > 0 for pod in outcome.pods)
+
+
+def children_of(pid: int) -> set[int]:
+    """The processes below one, whichever of its threads started them: the servers too."""
+    found = set()
+    for thread in (Path("/proc") / str(pid) / "task").iterdir():
+        for child in (thread / "children").read_text().split():
+            found |= {int(child), *children_of(int(child))}
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_an_interrupted_demo_leaves_nothing_behind(number: signal.Signals) -> None:
+    demo = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "sfroute.cli", "demo", stderr=subprocess.PIPE
+    )
+    assert demo.stderr is not None
+    while (line := await demo.stderr.readline()) and b"route 20,000 requests" not in line:
+        pass
+    everybody = children_of(demo.pid)
+    demo.send_signal(number)
+    said = (await demo.stderr.read()).decode()
+    assert await demo.wait() == 130
+    assert len(everybody) >= 6 + 3 + 2
+    assert said.splitlines()[-1] == "sfroute: interrupted; everything it started has ended"
+    assert "Traceback" not in said
+    assert [pid for pid in everybody if (Path("/proc") / str(pid)).exists()] == []

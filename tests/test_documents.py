@@ -1,0 +1,170 @@
+"""What the documents and examples show is run, and does what they say."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sfroute import AsyncRouter, Router
+from sfroute.embedded import LocalCluster
+from sfroute.scripts import SCRIPT_NAMES
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+URLS = re.compile(r"redis\+cluster://10\.0\.0\.\d[0-9.:,]*\d")
+"""The example addresses of the documents; the tests put a real cluster in their place, and change nothing else."""
+
+CALLED_BY_PYTHON = {"after_fork_in_child"}
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def run_block(block: str, url: str) -> dict[str, Any]:
+    """Execute a block; what it has defined."""
+    defined: dict[str, Any] = {}
+    exec(compile(URLS.sub(url, block), "README.md", "exec"), defined)
+    return defined
+
+
+@dataclass
+class Request:
+    """What the gateway of the README is given."""
+
+    uid: str
+    forwarded: list[str] = field(default_factory=list)
+
+    async def forward(self, address: str) -> None:
+        self.forwarded.append(address)
+
+
+async def test_the_first_block_of_the_readme_is_a_gateway(sfroute_cluster: LocalCluster) -> None:
+    async with AsyncRouter.from_url(sfroute_cluster.url) as router:
+        for pod in (0, 5):
+            await router.set_service_state("production", "chat", pod, "Running")
+        await router.set_linked_pod("production", "readme-ada", "chat", 0)
+        await router.set_linked_pod("production", "readme-grace", "chat", 5)
+    requests = [Request("readme-ada"), Request("readme-grace"), Request("readme-ada")]
+
+    async def stream() -> AsyncIterator[Request]:
+        for request in requests:
+            yield request
+
+    block = blocks(README, "python")[0]
+    assert len([line for line in block.splitlines() if line.strip()]) <= 10
+    await run_block(block, sfroute_cluster.url)["gateway"](stream())
+    assert [request.forwarded for request in requests] == [
+        ["chat-0.chat:8080"],
+        ["chat-5.chat:8080"],
+        ["chat-0.chat:8080"],
+    ]
+
+
+def test_the_second_block_of_the_readme_links_and_demotes(sfroute_cluster: LocalCluster) -> None:
+    run_block(blocks(README, "python")[1], sfroute_cluster.url)["main"](sfroute_cluster.url)
+    with Router.from_url(sfroute_cluster.url) as router:
+        # Still there for half a minute, but no longer persistent.
+        assert router.get_linked_pod("production", "ada", "chat") == 2
+        assert router.get_linked_pod_if_persist("production", "ada", "chat") is None
+
+
+async def test_the_third_block_of_the_readme_is_a_pod(sfroute_cluster: LocalCluster) -> None:
+    async def stream(*uids: str) -> AsyncIterator[str]:
+        for uid in uids:
+            yield uid
+
+    pod = run_block(blocks(README, "python")[2], sfroute_cluster.url)["pod"]
+    await pod(sfroute_cluster.url, 7, stream("readme-linus"), stream("readme-linus"))
+    async with AsyncRouter.from_url(sfroute_cluster.url) as router:
+        assert await router.get_linked_pod("production", "readme-linus", "chat") == 7
+        assert await router.get_linked_pod_if_persist("production", "readme-linus", "chat") is None
+        assert (await router.get_pods("production", "chat", fresh=True))[7].status == "Stopped"
+
+
+def test_the_shell_block_of_the_readme_routes_a_file(
+    sfroute_cluster: LocalCluster, tmp_path: Path
+) -> None:
+    with Router.from_url(sfroute_cluster.url) as router:
+        for uid, pod in (("ada", 2), ("grace", 0)):
+            router.set_service_state("production", "chat", pod, "Running")
+            router.set_linked_pod("production", uid, "chat", pod)
+    (tmp_path / "uids.txt").write_text("ada\ngrace\n")
+    (block,) = (b for b in blocks(README, "console") if "sfroute route" in b)
+    command, *expected = URLS.sub(sfroute_cluster.url, block).splitlines()
+    done = subprocess.run(
+        command.removeprefix("$ ").replace("sfroute", f"{sys.executable} -m sfroute.cli", 1),
+        shell=True,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == expected
+
+
+def test_every_python_block_of_the_readme_is_run() -> None:
+    assert len(blocks(README, "python")) == 3
+
+
+def test_the_commands_of_the_readme_are_targets_of_the_makefile() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE))
+    shown = set(re.findall(r"^\$ make ([a-z-]+)", README, flags=re.MULTILINE))
+    assert {"demo", "test"} <= shown <= targets
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "lua_scripts/README.md"]
+    for document in documents:
+        text = document.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_every_method_of_the_routers_is_documented() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    missing = [
+        name
+        for name in vars(Router)
+        if callable(getattr(Router, name))
+        and not name.startswith("_")
+        and name not in CALLED_BY_PYTHON
+        and f"`{name}" not in text
+    ]
+    assert missing == []
+
+
+def test_every_script_is_documented() -> None:
+    text = (ROOT / "lua_scripts" / "README.md").read_text(encoding="utf-8")
+    assert [name for name in SCRIPT_NAMES if f"`{name}`" not in text] == []
+
+
+async def test_the_example_gateway_sends_each_user_to_one_pod(
+    sfroute_cluster: LocalCluster,
+) -> None:
+    example = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(ROOT / "examples" / "gateway.py"),
+        sfroute_cluster.url,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    told, complaints = await example.communicate()
+    assert (example.returncode, complaints) == (0, b"")
+    lines = told.decode().splitlines()
+    assert [line.split(": ", 1)[1] for line in lines] == [
+        f"message {number} of {uid}: {text}"
+        for uid in ("ada", "grace", "alan")
+        for number, text in ((1, "hello"), (2, "are you still there?"))
+    ]
+    pods = [line.split(":")[0] for line in lines]
+    assert pods[0::2] == pods[1::2]
+    assert set(pods) <= {"pod 0", "pod 1", "pod 2"}

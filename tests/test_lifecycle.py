@@ -1,0 +1,345 @@
+"""A router's life: when it opens, what it leaves behind, and what happens to calls around its end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from test_bad_input import OPERATIONS
+
+from sfroute import (
+    AsyncRouter,
+    ConfigError,
+    RetryConfig,
+    Router,
+    RouterClosed,
+    RouterConfig,
+    SfrouteError,
+    StoreUnavailable,
+)
+from sfroute.embedded import LocalCluster
+
+IMPATIENT = RouterConfig(retry=RetryConfig(deadline=0.3, connect_timeout=0.2))
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """Where nobody listens."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{closed.getsockname()[1]}"
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """Where somebody listens and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - the folder changes while it is read
+
+
+def router_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "sfroute"]
+
+
+def other_tasks() -> set[asyncio.Task[Any]]:
+    return asyncio.all_tasks() - {asyncio.current_task()}
+
+
+class TestOpening:
+    async def test_making_one_connects_to_nothing(
+        self, make_router: Callable[..., Any], nobody: str
+    ) -> None:
+        before = descriptors()
+        router = make_router(f"redis+cluster://{nobody}")
+        assert "not open" in repr(getattr(router, "router", router))
+        assert descriptors() == before
+        await router.aclose()
+
+    async def test_the_first_call_opens_it(
+        self, make_router: Callable[..., Any], cluster: LocalCluster, namespace: str
+    ) -> None:
+        router = make_router(cluster.url)
+        assert await router.get_linked_pod(namespace, "ada", "chat") is None
+        assert repr(getattr(router, "router", router)) in ("<AsyncRouter open>", "<Router open>")
+        await router.aclose()
+
+    async def test_many_first_calls_at_once_open_it_once(
+        self, make_router: Callable[..., Any], cluster: LocalCluster, namespace: str
+    ) -> None:
+        router = make_router(cluster.url)
+        calls = (router.set_linked_pod(namespace, f"u{number}", "chat", 1) for number in range(50))
+        assert set(await asyncio.gather(*calls)) == {None}
+        assert len(router_threads()) <= 1
+        await router.aclose()
+
+    async def test_it_can_be_opened_explicitly_and_twice(
+        self, make_router: Callable[..., Any], cluster: LocalCluster
+    ) -> None:
+        router = make_router(cluster.url)
+        await router.open()
+        await router.open()
+        await router.aclose()
+
+    async def test_async_with_opens_and_closes(self, cluster: LocalCluster, namespace: str) -> None:
+        async with AsyncRouter.from_url(cluster.url) as router:
+            assert repr(router) == "<AsyncRouter open>"
+            await router.set_linked_pod(namespace, "ada", "chat", 1)
+        assert repr(router) == "<AsyncRouter closed>"
+
+    def test_with_opens_and_closes(self, cluster: LocalCluster, namespace: str) -> None:
+        with Router.from_url(cluster.url) as router:
+            assert repr(router) == "<Router open>"
+            router.set_linked_pod(namespace, "ada", "chat", 1)
+        assert repr(router) == "<Router closed>"
+
+    @pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
+    @pytest.mark.parametrize("store", ["nobody", "silent"])
+    async def test_where_there_is_no_store_it_fails_within_its_deadline(
+        self,
+        make_router: Callable[..., Any],
+        request: pytest.FixtureRequest,
+        scheme: str,
+        store: str,
+    ) -> None:
+        router = make_router(f"{scheme}://{request.getfixturevalue(store)}", config=IMPATIENT)
+        started = time.monotonic()
+        with pytest.raises(StoreUnavailable) as caught:
+            await router.open()
+        assert time.monotonic() - started < 1.5
+        assert caught.value.retryable
+        assert caught.value.__cause__ is not None
+        await router.aclose()
+
+    async def test_a_context_manager_that_fails_to_open_leaves_nothing(self, nobody: str) -> None:
+        before = descriptors(), other_tasks(), len(router_threads())
+        with pytest.raises(StoreUnavailable):
+            async with AsyncRouter.from_url(f"redis+cluster://{nobody}", config=IMPATIENT):
+                pytest.fail("it is not open")
+        router = Router.from_url(f"redis+cluster://{nobody}", config=IMPATIENT)
+        with pytest.raises(StoreUnavailable), router:
+            pytest.fail("it is not open")
+        assert (descriptors(), other_tasks(), len(router_threads())) == before
+
+    async def test_a_router_that_could_not_open_opens_when_the_store_is_there(
+        self, make_router: Callable[..., Any], cluster: LocalCluster, namespace: str
+    ) -> None:
+        port = cluster.nodes[0].port
+        with socket.socket() as reserved:
+            reserved.bind(("127.0.0.1", 0))
+            door = reserved.getsockname()
+            router = make_router(f"redis://127.0.0.1:{door[1]}", config=IMPATIENT)
+            with pytest.raises(StoreUnavailable):
+                await router.open()
+        forwarder = await asyncio.start_server(
+            lambda reader, writer: forward(reader, writer, port), *door
+        )
+        await router.open()
+        await router.aclose()
+        forwarder.close()
+
+    async def test_cancelling_one_opening_does_not_fail_the_others(
+        self, cluster: LocalCluster, namespace: str
+    ) -> None:
+        router = AsyncRouter.from_url(cluster.url)
+        first = asyncio.create_task(router.open())
+        second = asyncio.create_task(router.get_linked_pod(namespace, "ada", "chat"))
+        await asyncio.sleep(0)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert await second is None
+        await router.aclose()
+
+    async def test_after_a_cancelled_opening_nothing_is_left_once_closed(self, silent: str) -> None:
+        before = descriptors(), other_tasks()
+        router = AsyncRouter.from_url(f"redis+cluster://{silent}")
+        opening = asyncio.create_task(router.open())
+        await asyncio.sleep(0.01)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        await router.aclose()
+        assert (descriptors(), other_tasks()) == before
+
+
+async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int) -> None:
+    """Pass one connection on to a server."""
+    there, back = await asyncio.open_connection("127.0.0.1", port)
+
+    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(65536):
+                sink.write(data)
+        except ConnectionError:
+            pass  # a router aborts its connections
+        finally:
+            sink.close()
+
+    await asyncio.gather(pump(reader, back), pump(there, writer))
+
+
+class TestClosing:
+    async def test_closing_twice_is_fine(
+        self, make_router: Callable[..., Any], cluster: LocalCluster
+    ) -> None:
+        router = make_router(cluster.url)
+        await router.open()
+        await router.aclose()
+        await router.aclose()
+
+    async def test_closing_one_that_was_never_opened_is_fine(
+        self, make_router: Callable[..., Any], nobody: str
+    ) -> None:
+        router = make_router(f"redis+cluster://{nobody}")
+        await router.aclose()
+        with pytest.raises(RouterClosed):
+            await router.open()
+
+    @pytest.mark.parametrize("operation", OPERATIONS)
+    async def test_a_call_afterwards_says_so(
+        self, router: Any, operation: str, namespace: str
+    ) -> None:
+        arguments = OPERATIONS[operation]
+        if "namespace" in arguments:
+            arguments = arguments | {"namespace": namespace}
+        if operation == "get_linked_pod":
+            await router.get_linked_pod(**arguments)  # even what was cached
+        await router.aclose()
+        with pytest.raises(RouterClosed, match="the router is closed; open a new one"):
+            await getattr(router, operation)(**arguments)
+
+    async def test_calls_under_way_end_with_a_result_or_a_named_error(
+        self, cluster: LocalCluster, namespace: str
+    ) -> None:
+        router = AsyncRouter.from_url(cluster.url)
+        await router.open()
+        calls: list[asyncio.Future[Any]] = [
+            asyncio.ensure_future(call)
+            for number in range(100)
+            for call in (
+                router.get_linked_pod(namespace, f"u{number}", "chat"),
+                router.set_linked_pod(namespace, f"u{number}", "chat", 1),
+                router.batch_get_linked_pod(namespace, [f"v{number}"], "chat"),
+            )
+        ]
+        await asyncio.sleep(0)
+        await router.aclose()
+        results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 10)
+        errors = [result for result in results if isinstance(result, BaseException)]
+        assert all(isinstance(error, SfrouteError) for error in errors)
+        assert any(isinstance(error, RouterClosed) for error in errors)
+
+    async def test_an_opening_under_way_ends(
+        self, make_router: Callable[..., Any], silent: str
+    ) -> None:
+        router = make_router(f"redis+cluster://{silent}")
+        opening = asyncio.ensure_future(router.open())
+        await asyncio.sleep(0.05)
+        started = time.monotonic()
+        await router.aclose()
+        with pytest.raises(RouterClosed):
+            await opening
+        assert time.monotonic() - started < 1
+
+    def test_threads_in_the_middle_of_calls_are_all_released(
+        self, cluster: LocalCluster, namespace: str
+    ) -> None:
+        for _ in range(10):
+            router = Router.from_url(cluster.url)
+            router.open()
+            begun = threading.Barrier(9)
+
+            def call_until_closed(
+                number: int, router: Router = router, begun: threading.Barrier = begun
+            ) -> None:
+                begun.wait()
+                for _ in itertools.count():
+                    router.get_linked_pod(namespace, "ada", "chat", fresh=bool(number % 2))
+                    router.get_workload_state(namespace, "chat")
+
+            with ThreadPoolExecutor(8) as pool:
+                calls = [pool.submit(call_until_closed, number) for number in range(8)]
+                begun.wait()
+                router.close()
+                for call in calls:
+                    with pytest.raises(RouterClosed):
+                        call.result(timeout=10)
+
+
+class TestLoops:
+    def test_one_asyncio_router_does_not_serve_two_loops(
+        self, cluster: LocalCluster, namespace: str
+    ) -> None:
+        with asyncio.Runner() as one, asyncio.Runner() as other:
+            router = AsyncRouter.from_url(cluster.url)
+            assert one.run(router.get_linked_pod(namespace, "ada", "chat")) is None
+            with pytest.raises(ConfigError, match="another event loop; make one router per loop"):
+                other.run(router.get_linked_pod(namespace, "bob", "chat"))
+            one.run(router.aclose())
+
+    def test_the_router_for_threads_serves_any_thread(
+        self, cluster: LocalCluster, namespace: str
+    ) -> None:
+        with Router.from_url(cluster.url) as router, ThreadPoolExecutor(8) as pool:
+            pods = pool.map(
+                lambda n: router.set_linked_pod_if_absent(namespace, "ada", "chat", n), range(64)
+            )
+            assert len(set(pods)) == 1
+
+    async def test_the_router_for_threads_can_be_called_from_a_coroutine(
+        self, cluster: LocalCluster, namespace: str
+    ) -> None:
+        with Router.from_url(cluster.url) as router:
+            assert router.get_linked_pod(namespace, "ada", "chat") is None
+
+
+class TestLeavingNothing:
+    async def test_an_asyncio_router_forgotten_open_is_a_resource_warning(
+        self, cluster: LocalCluster
+    ) -> None:
+        router = AsyncRouter.from_url(cluster.url)
+        await router.open()
+        engine = router.engine
+        with pytest.warns(ResourceWarning, match="unclosed <AsyncRouter open>"):
+            del router  # the last reference: no collection is needed
+        await engine.close()
+
+    def test_a_router_for_threads_forgotten_open_is_a_resource_warning(
+        self, cluster: LocalCluster
+    ) -> None:
+        router = Router.from_url(cluster.url)
+        router.open()
+        (thread,) = router_threads()
+        with pytest.warns(ResourceWarning, match="unclosed <Router open>"):
+            del router  # the last reference: no collection is needed
+        thread.join(timeout=5)
+        assert not thread.is_alive()
+
+    async def test_twenty_lives_leave_no_socket_task_or_thread(
+        self, make_router: Callable[..., Any], cluster: LocalCluster, namespace: str
+    ) -> None:
+        async def live(url: str) -> None:
+            router = make_router(url)
+            await router.set_linked_pod(namespace, "ada", "chat", 1)
+            await router.get_linked_pod(namespace, "ada", "chat")
+            await router.aclose()
+
+        await live(cluster.url)  # what is made once for the process
+        gc.collect()
+        before = descriptors(), other_tasks(), len(router_threads())
+        for _ in range(20):
+            await live(cluster.url)
+        assert (descriptors(), other_tasks(), len(router_threads())) == before

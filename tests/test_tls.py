@@ -1,0 +1,118 @@
+"""A cluster with TLS and a password, as production ones are: the server's certificate is checked by default."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import redis.asyncio.cluster
+import redis.cluster
+from conftest import AwaitableRouter
+
+from sfroute import AsyncRouter, Router, StoreError
+from sfroute.embedded import LocalCluster, LocalServer
+
+PASSWORD = "p@ss:w/rd %"
+
+
+@pytest.fixture(scope="module")
+def secured(tls_server_binary: str) -> Iterator[LocalCluster]:
+    with LocalCluster(
+        3, 0, server_binary=tls_server_binary, tls=True, password=PASSWORD
+    ) as secured:
+        yield secured
+
+
+@pytest.fixture(scope="module")
+def secured_node(tls_server_binary: str) -> Iterator[LocalServer]:
+    with LocalServer(server_binary=tls_server_binary, tls=True, password=PASSWORD) as secured:
+        yield secured
+
+
+@pytest.fixture(params=["cluster", "single node"])
+def store(request: pytest.FixtureRequest) -> LocalCluster | LocalServer:
+    fixture = "secured" if request.param == "cluster" else "secured_node"
+    found: LocalCluster | LocalServer = request.getfixturevalue(fixture)
+    return found
+
+
+async def operate(router: Any, namespace: str) -> None:
+    """A script, look-ups over several nodes, and a plain command."""
+    for pod in range(6):
+        assert await router.set_linked_pod(namespace, f"u{pod}", "chat", pod) is None
+    uids = [f"u{pod}" for pod in range(6)]
+    found = await router.batch_get_linked_pod(namespace, uids, "chat")
+    assert found == {pod: [f"u{pod}"] for pod in range(6)}
+    await router.set_workload_state(namespace, "chat", "up")
+    assert await router.get_workload_state(namespace, "chat") == "up"
+
+
+async def test_it_is_used_like_any_other(
+    make_router: Callable[..., Any], store: LocalCluster | LocalServer, namespace: str
+) -> None:
+    router = make_router(store.url)
+    await operate(router, namespace)
+    assert all(lane.tracked for lane in router.stats().lanes)
+    await router.aclose()
+
+
+@pytest.mark.parametrize("front", ["async", "sync"])
+@pytest.mark.parametrize("client_kind", ["async", "sync"])
+async def test_clients_with_tls_hand_their_settings_on(
+    secured: LocalCluster, namespace: str, front: str, client_kind: str
+) -> None:
+    host, port = secured.startup_nodes[0]
+    options: Any = {"ssl": True, "ssl_ca_certs": str(secured.ca_cert), "password": PASSWORD}
+    client: Any
+    if client_kind == "async":
+        client = redis.asyncio.cluster.RedisCluster(host=host, port=port, **options)
+    else:
+        client = redis.cluster.RedisCluster(host=host, port=port, **options)
+    router: Any = AsyncRouter(client) if front == "async" else AwaitableRouter(Router(client))
+    await operate(router, namespace)
+    await router.aclose()
+    if client_kind == "async":
+        await client.aclose()
+    else:
+        client.close()
+
+
+@pytest.fixture
+def wrong_authority(tmp_path: Path) -> Path:
+    """The certificate of an authority that signed nothing here."""
+    certificate = tmp_path / "other.crt"
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=other"
+    files = ["-keyout", str(tmp_path / "other.key"), "-out", str(certificate)]
+    subprocess.run([*make.split(), *files], check=True, capture_output=True)
+    return certificate
+
+
+@pytest.mark.parametrize("authority", ["unknown", "wrong"])
+async def test_a_certificate_that_nobody_vouches_for_is_refused_at_once(
+    make_router: Callable[..., Any],
+    store: LocalCluster | LocalServer,
+    wrong_authority: Path,
+    authority: str,
+) -> None:
+    url = store.url.partition("?")[0]
+    if authority == "wrong":
+        url += f"?ssl_ca_certs={quote(str(wrong_authority))}"
+    router = make_router(url)
+    with pytest.raises(StoreError, match=r"certificate of .* was not accepted") as caught:
+        await router.open()
+    assert not caught.value.retryable
+    assert PASSWORD not in str(caught.value)
+    await router.aclose()
+
+
+async def test_the_check_can_be_switched_off(
+    make_router: Callable[..., Any], store: LocalCluster | LocalServer, namespace: str
+) -> None:
+    url = store.url.partition("?")[0] + "?ssl_cert_reqs=none&ssl_check_hostname=false"
+    router = make_router(url)
+    await operate(router, namespace)
+    await router.aclose()

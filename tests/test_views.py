@@ -1,0 +1,69 @@
+"""One view of a service's pods: which links stay, who may take uids, and how long it is good for."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from sfroute import DRAINING, RUNNING, STOPPED, PlacementConfig, Pod
+from sfroute.views import ServiceView, notice_seconds
+
+
+def view(*pods: Pod, at: float = 100.0) -> ServiceView:
+    return ServiceView({pod.id: pod for pod in pods}, at, 6.0)
+
+
+def test_links_stay_with_pods_that_are_there_and_not_gone() -> None:
+    pods = view(Pod(0, RUNNING), Pod(1, DRAINING), Pod(2, STOPPED), Pod(3, RUNNING, age=7.0))
+    assert [pod for pod in range(5) if pods.keeps(pod)] == [0, 1]
+
+
+def test_of_an_empty_view_nothing_is_known() -> None:
+    assert view().keeps(7)
+    assert view().takers((), 100.0) == []
+    assert view().usable_until == math.inf
+
+
+def test_it_is_good_until_the_next_pod_would_be_dead() -> None:
+    pods = view(Pod(0, RUNNING, age=1.0), Pod(1, RUNNING, age=5.5), Pod(2, RUNNING, age=9.0))
+    assert pods.usable_until == 100.5
+    assert view(Pod(0, RUNNING), Pod(1, STOPPED, age=9.0)).usable_until == math.inf
+
+
+def test_an_old_view_proposes_only_pods_that_are_still_in_time() -> None:
+    pods = view(Pod(0, RUNNING, age=1.0), Pod(1, RUNNING, age=4.0), Pod(2, DRAINING, age=0.0))
+    assert [pod.id for pod in pods.takers((), 100.0)] == [0, 1]
+    assert [pod.id for pod in pods.takers((), 103.0)] == [0]
+    assert [pod.id for pod in pods.takers({0}, 103.0)] == []
+    assert pods.takers((), 106.0) == []
+
+
+class TestStatesThatVanish:
+    def test_their_pods_are_waited_for_as_long_as_for_silent_ones(self) -> None:
+        before = view(Pod(0, RUNNING), Pod(1, DRAINING), Pod(2, STOPPED), at=100.0)
+        after = view(Pod(3, RUNNING), at=102.0)
+        after.look_back(before, 6.0)
+        assert [pod for pod in range(5) if after.keeps(pod)] == [0, 1, 3]
+        assert after.usable_until == 106.0
+        later = view(Pod(3, RUNNING), at=105.0)
+        later.look_back(after, 6.0)
+        assert later.keeps(0)
+        last = view(Pod(3, RUNNING), at=106.1)
+        last.look_back(later, 6.0)
+        assert [pod for pod in range(5) if last.keeps(pod)] == [3]
+
+    def test_they_take_no_new_uids(self) -> None:
+        after = view(Pod(3, RUNNING), at=102.0)
+        after.look_back(view(Pod(0, RUNNING)), 6.0)
+        assert [pod.id for pod in after.takers((), 102.0)] == [3]
+
+    def test_one_that_comes_back_is_judged_by_what_it_reports(self) -> None:
+        after = view(Pod(0, STOPPED), Pod(3, RUNNING), at=102.0)
+        after.look_back(view(Pod(0, RUNNING)), 6.0)
+        assert not after.keeps(0)
+
+
+@pytest.mark.parametrize(("max_age", "seconds"), [(0.5, 1.0), (0.0, 0.0)])
+def test_every_gateway_has_noticed_after_two_periods(max_age: float, seconds: float) -> None:
+    assert notice_seconds(PlacementConfig(pod_view_max_age=max_age)) == seconds

@@ -1,0 +1,99 @@
+# Every target sets up what it needs, the virtual environment included.
+# Needed on the machine: Python 3.11 or newer with its venv module, make, and a package registry that pip can reach.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Arguments for pytest, as in: make test ARGS="-k remove -x"
+ARGS ?=
+
+.PHONY: help
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: venv
+venv: $(STAMP) ## create .venv with everything in it (PYTHON=... chooses the interpreter)
+
+# Made again whenever the dependencies change.
+$(STAMP): pyproject.toml constraints/dev.txt
+	@.ci/make-venv $(VENV) dev constraints/dev.txt
+	@touch $@
+
+.PHONY: demo
+demo: venv ## route 20,000 requests on a local six-node cluster, and kill a primary
+	@$(BIN)/sfroute demo
+
+.PHONY: trace-demo
+trace-demo: venv ## send requests through a gateway and show one as a trace (OTEL_* variables say where to)
+	@$(BIN)/python examples/trace_demo.py
+
+.PHONY: test
+test: venv ## run the tests on every server found on this machine
+	$(BIN)/python -m pytest -m "not packaging" $(ARGS)
+
+.PHONY: test-fast
+test-fast: venv ## the same without the tests that take long
+	$(BIN)/python -m pytest -m "not packaging and not slow" $(ARGS)
+
+.PHONY: test-dashboards
+test-dashboards: venv ## check the dashboard and the alerts with a real Prometheus
+	@programs=$$(.ci/prometheus) && PATH="$$programs:$$PATH" $(BIN)/python -m pytest tests/dashboards $(ARGS)
+
+.PHONY: test-faults
+test-faults: venv ## break clusters under load and check every call; ARGS="--seed 7" repeats one run
+	$(BIN)/python -m tests.faults $(ARGS)
+
+MINUTES ?= 60
+.PHONY: soak
+soak: venv ## the same again and again for MINUTES (60), each time with another seed
+	$(BIN)/python -m tests.faults --minutes $(MINUTES) $(ARGS)
+
+.PHONY: lint
+lint: venv ## check style, formatting and who imports whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+
+.PHONY: format
+format: venv ## let the formatter and the safe fixes of the linter rewrite the files
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: types
+types: venv ## check the types: mypy --strict everywhere, pyright on the public API
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+.PHONY: build
+build: venv ## build the wheel and the sdist into dist/
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	@ls -l dist
+
+.PHONY: wheel-test
+wheel-test: venv ## install the built wheel into an empty environment and use it there
+	$(BIN)/python -m pytest -m packaging $(ARGS)
+
+.PHONY: test-lowest
+test-lowest: ## run the tests with the lowest versions that pyproject.toml admits
+	@.ci/make-venv .cache/venv-lowest test constraints/lowest.txt constraints/dev.txt
+	.cache/venv-lowest/bin/python -m pytest -m "not packaging and not slow" $(ARGS)
+
+.PHONY: ci
+ci: ## everything that a change must pass
+	@.ci/run
+
+.PHONY: lock
+lock: ## write constraints/dev.txt anew: the newest versions that pyproject.toml admits
+	@.ci/lock
+
+.PHONY: clean
+clean: ## remove what was built, cached and installed here
+	rm -rf $(VENV) .cache build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -92,6 +92,10 @@ def settings(config: RouterConfig | None = None, **cache: Any) -> RouterConfig:
     return replace(base, cache=CacheConfig(**{"max_age": 60.0, **cache}))
 
 
+CALM: dict[str, float] = {"heartbeat": 10.0, "heartbeat_timeout": 20.0}
+"""For tests that hold replies back, however long a busy machine takes: the lane is not given up for its silence."""
+
+
 SOON = 1.0
 """Seconds in which something must have come about, in tests that are not about how fast it does."""
 

@@ -19,7 +19,7 @@ from sfroute import AsyncRouter
 from sfroute.embedded import LocalCluster, LocalServer
 from sfroute.keys import link_key, link_prefix
 
-from .conftest import OwnerClients, Raw, another_client, settings
+from .conftest import CALM, OwnerClients, Raw, another_client, settings
 
 UIDS = 50
 ROUNDS_PER_UID = 20
@@ -161,7 +161,7 @@ async def test_who_joins_a_late_answer_gets_nothing_older_than_max_age(
     uid = (namespace, "ada", "chat")
     max_age, late_by = 0.2, 0.6
     async with Proxy(single.node.address) as proxy, another_client(single) as client:
-        config = settings(max_age=max_age)
+        config = settings(max_age=max_age, **CALM)
         async with AsyncRouter.from_url(proxy.url, config=config) as router:
             await client.set(link_key(*uid), 1)
             await router.get_linked_pod(*uid[:2], "fence")

@@ -13,7 +13,7 @@ from sfroute import AsyncRouter, Router
 from sfroute.embedded import LocalServer
 from sfroute.keys import link_key
 
-from .conftest import Raw, becomes, cached, settings, until
+from .conftest import CALM, Raw, becomes, cached, settings, until
 
 
 async def lanes(other: Raw) -> list[dict[str, str]]:
@@ -68,7 +68,7 @@ async def test_look_ups_under_way_survive_the_kill(
     await other.set(link_key(*uid), 1)
     async with (
         Proxy(single.node.address) as proxy,
-        AsyncRouter.from_url(proxy.url, config=settings()) as router,
+        AsyncRouter.from_url(proxy.url, config=settings(**CALM)) as router,
     ):
         await router.get_linked_pod(*uid[:2], "fence")
         proxy.replies.hold()

@@ -14,7 +14,7 @@ from sfroute.config import RetryConfig, RouterConfig
 from sfroute.embedded import LocalCluster, LocalServer
 from sfroute.keys import link_key, link_prefix
 
-from .conftest import Raw, cached, settings
+from .conftest import CALM, Raw, cached, settings
 
 CROWD = 10_000
 
@@ -93,7 +93,7 @@ class TestCrowds:
     async def test_what_is_under_way_is_bounded_and_the_rest_waits(
         self, single: LocalServer, namespace: str
     ) -> None:
-        few = RouterConfig(max_in_flight=64)
+        few = settings(RouterConfig(max_in_flight=64), **CALM)
         async with (
             Proxy(single.node.address) as proxy,
             AsyncRouter.from_url(proxy.url, config=few) as router,
@@ -124,7 +124,7 @@ class TestLeaders:
         await other.set(link_key(*uid), 7)
         async with (
             Proxy(single.node.address) as proxy,
-            AsyncRouter.from_url(proxy.url, config=settings()) as router,
+            AsyncRouter.from_url(proxy.url, config=settings(**CALM)) as router,
         ):
             await router.get_linked_pod(*uid[:2], "fence")
             proxy.replies.hold()
@@ -150,7 +150,7 @@ class TestLeaders:
         await other.set(link_key(*uid), 7)
         async with (
             Proxy(single.node.address) as proxy,
-            AsyncRouter.from_url(proxy.url, config=settings()) as router,
+            AsyncRouter.from_url(proxy.url, config=settings(**CALM)) as router,
         ):
             await router.get_linked_pod(*uid[:2], "fence")
             proxy.replies.hold()
@@ -174,6 +174,9 @@ class TestErrors:
         async with AsyncRouter.from_url(single.url, config=settings()) as router:
             for corrupt in ("one", "-1", "1.0", "", "9" * 30):
                 await other.set(link_key(*uid), corrupt)
+                router.invalidate(
+                    *uid
+                )  # the push may come later than the reply to the other client
                 crowd = [router.get_linked_pod(*uid) for _ in range(100)]
                 errors = await asyncio.gather(*crowd, return_exceptions=True)
                 assert all(isinstance(error, CorruptReply) for error in errors)
@@ -182,6 +185,7 @@ class TestErrors:
                 assert await router.get_linked_pod(*uid) == 7
             await other.delete(link_key(*uid))
             await other.rpush(link_key(*uid), "7")
+            router.invalidate(*uid)
             with pytest.raises(CorruptReply):
                 await router.get_linked_pod(*uid)
             await other.set(link_prefix(*uid[:2]), "no hash")

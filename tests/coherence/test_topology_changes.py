@@ -20,7 +20,7 @@ from sfroute import AsyncRouter
 from sfroute.embedded import LocalCluster
 from sfroute.keys import link_key, slot_of
 
-from .conftest import becomes, cached, settings, until
+from .conftest import CALM, becomes, cached, settings, until
 
 MAX_AGE = 1.0
 Uid = tuple[str, str, str]
@@ -199,7 +199,7 @@ async def test_an_absent_link_on_its_way_while_its_slot_moves(
             ProxiedCluster(moving.startup_nodes) as proxied,
             writing(moving) as client,
             proxied.client() as lent,
-            AsyncRouter(lent, config=settings()) as router,
+            AsyncRouter(lent, config=settings(**CALM)) as router,
         ):
             # Another slot of the same node, so that the node stays a primary.
             await router.get_linked_pod(*uid)

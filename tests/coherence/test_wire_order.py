@@ -16,7 +16,7 @@ from sfroute import AsyncRouter
 from sfroute.embedded import LocalServer
 from sfroute.keys import link_key
 
-from .conftest import Raw, settings
+from .conftest import CALM, Raw, settings
 
 UID = ("sf", "ada", "chat")
 KEY = link_key(*UID)
@@ -149,7 +149,7 @@ class TestRealServers:
     async def held(self, single: LocalServer) -> AsyncIterator[tuple[Proxy, AsyncRouter]]:
         async with (
             Proxy(single.node.address) as proxy,
-            AsyncRouter.from_url(proxy.url, config=settings()) as router,
+            AsyncRouter.from_url(proxy.url, config=settings(**CALM)) as router,
         ):
             yield proxy, router
 
@@ -219,7 +219,7 @@ class TestCutReplies:
         uid = (namespace, "ada", "chat")
         await other.set(link_key(*uid), 12345)
         answer = bulk("12345") + integer(-1)
-        calm = settings(heartbeat=10, heartbeat_timeout=20)  # no PONG is cut instead
+        calm = settings(**CALM)  # no PONG is cut instead
         async with (
             Proxy(single.node.address) as proxy,
             AsyncRouter.from_url(proxy.url, config=calm) as router,

@@ -1,8 +1,7 @@
 """Durable writes: after the writes that leave together, one WAIT on the same connection.
 
-Redis replicates asynchronously: a primary that dies after its reply takes with it what no replica
-had received. WAIT makes
-the reply wait until replicas have acknowledged, and tells how many did.
+Redis replicates asynchronously: a primary that dies after its reply takes with it what no replica had received. WAIT
+makes the reply wait until replicas have acknowledged, and tells how many did.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""The thread behind a sync router: an event loop with an ``AsyncRouter`` in it, and the way in
-from other threads.
-"""
+"""The thread behind a sync router: an event loop with an ``AsyncRouter`` in it, and the way in from other threads."""
 
 from __future__ import annotations
 
@@ -56,9 +54,8 @@ _Question = tuple[CacheKey, _ThreadWaiter, bool, CallRecord | None, float]
 class Background:
     """The loop thread and the ``AsyncRouter`` in it.
 
-    ``_inbox`` is filled by any thread and emptied by the loop; once ``_stopped`` is set, whoever
-    put something in empties
-    it, so that nobody waits for a loop that has ended.
+    ``_inbox`` is filled by any thread and emptied by the loop; once ``_stopped`` is set, whoever put something in
+    empties it, so that nobody waits for a loop that has ended.
     """
 
     def __init__(self, target: StoreTarget, config: RouterConfig) -> None:
@@ -108,8 +105,7 @@ class Background:
         except concurrent.futures.CancelledError:
             raise RouterClosed from None
         except BaseException:
-            # KeyboardInterrupt and the like in this thread: the work on the loop is not wanted any
-            # more.
+            # KeyboardInterrupt and the like in this thread: the work on the loop is not wanted any more.
             future.cancel()
             raise
 
@@ -174,8 +170,7 @@ class Background:
                 self._refuse_inbox()
 
     def _take_inbox(self) -> None:
-        # First the flag, then the box: whoever still found the flag set has put in what this loop
-        # takes out.
+        # First the flag, then the box: whoever still found the flag set has put in what this loop takes out.
         self._awake = False
         inbox = self._inbox
         parts = self.router.engine.parts
@@ -211,8 +206,8 @@ class Background:
 
     def _end(self) -> None:
         async def end() -> None:
-            # Who came in before the door closed is told so by the closed router; a loop that
-            # stopped under them would let their threads wait for ever.
+            # Who came in before the door closed is told so by the closed router; a loop that stopped under them would
+            # let their threads wait for ever.
             inside = asyncio.all_tasks() - {self._ending}
             if inside:
                 await asyncio.wait(inside)

@@ -2,26 +2,18 @@
 
 The rules, stated once:
 
-- An *entry* is one look-up's answer: a link's pod (None: absent; an absent link is an answer like
-any other) or a uid's links. It is **fresh**
-  while ``now < deadline`` and ``now < epoch.healthy_until``.
-- ``deadline = sent + min(max_age of the epoch, PTTL)``: an answer ages from when its question was
-*sent*.
-- An *epoch* is one unbroken stretch of a lane. Ending it (connection lost, silent, re-pointed)
-ends the freshness of
-  all its entries at once, without touching them. *Revoking* it (the server said: everything
-  changed) also
-  forbids serving them stale.
-- A *flight* is one look-up under way. Further callers join it; those who join after its question
-  was sent are asked for again if its answer is then older than an entry might be. An own write, or
-  an invalidation
-read after the value,
-  makes it **dirty**: its answer still goes to those who joined before, but it is not stored, and
-  nobody may join any more.
+- An *entry* is one look-up's answer: a link's pod (None: absent; an absent link is an answer like any other) or a uid's
+  links. It is **fresh** while ``now < deadline`` and ``now < epoch.healthy_until``.
+- ``deadline = sent + min(max_age of the epoch, PTTL)``: an answer ages from when its question was *sent*.
+- An *epoch* is one unbroken stretch of a lane. Ending it (connection lost, silent, re-pointed) ends the freshness of
+  all its entries at once, without touching them. *Revoking* it (the server said: everything changed) also forbids
+  serving them stale.
+- A *flight* is one look-up under way. Further callers join it; those who join after its question was sent are asked for
+  again if its answer is then older than an entry might be. An own write, or an invalidation read after the value, makes
+  it **dirty**: its answer still goes to those who joined before, but it is not stored, and nobody may join any more.
 
-Who may touch it: only the event loop changes anything. Other threads may read single entries
-(``entries[key]``): an entry is an immutable tuple
-and reading does not reorder, so no lock is needed.
+Who may touch it: only the event loop changes anything. Other threads may read single entries (``entries[key]``): an
+entry is an immutable tuple and reading does not reorder, so no lock is needed.
 """
 
 from __future__ import annotations
@@ -51,8 +43,8 @@ __all__ = [
 ]
 
 CacheKey = tuple[str, str, str] | tuple[str, str]
-"""``(namespace, uid, service)`` for a link, ``(namespace, uid)`` for a uid's links. Two shapes, so
-that no wrong argument aliases them."""
+"""``(namespace, uid, service)`` for a link, ``(namespace, uid)`` for a uid's links. Two shapes, so that no wrong
+argument aliases them."""
 
 MAX_OWN_WRITES: Final = 1024
 """Own writes looked out for at once; where nothing is pushed, they would pile up."""
@@ -66,8 +58,8 @@ class Epoch:
 
     Attributes:
         max_age: seconds an answer of this epoch stays fresh at most.
-        healthy_until: instant until which the lane's last answered heartbeat vouches for its
-            entries; ``-inf`` when over.
+        healthy_until: instant until which the lane's last answered heartbeat vouches for its entries; ``-inf`` when
+            over.
         revoked: the server declared everything changed.
     """
 
@@ -136,8 +128,7 @@ class Flight:
         dirty: the answer must not be stored.
         torn: the link changed between the reading of its value and of its TTL.
         tears: how often that has happened to those who wait.
-        value_read: the value has arrived (its TTL may not have): from now on an invalidation
-            concerns it.
+        value_read: the value has arrived (its TTL may not have): from now on an invalidation concerns it.
         done: it has landed or failed.
         records: the calls it serves, as telemetry knows them.
         last_error: the latest trouble on its way, for the error that gives it up.
@@ -205,10 +196,9 @@ class Flight:
 class Entries(cachetools.Cache[CacheKey, "Entry | None"]):
     """Bounded, first in first out. Reading neither locks nor mutates.
 
-    ``cachetools.FIFOCache`` keeps a second, ordered dict beside the data for its order: 140 bytes
-    an entry. A dict keeps
-    the order of insertion itself; only removing its first element again and again is slow, so the
-    oldest leave in batches.
+    ``cachetools.FIFOCache`` keeps a second, ordered dict beside the data for its order: 140 bytes an entry. A dict
+    keeps the order of insertion itself; only removing its first element again and again is slow, so the oldest leave in
+    batches.
     """
 
     BATCH: Final = 64
@@ -234,8 +224,8 @@ class Entries(cachetools.Cache[CacheKey, "Entry | None"]):
 
 
 class CacheCounts:
-    """What ``router.stats()`` reports. Plain ints: one writer each, except ``hits``, which fronts
-    add to in callers' threads.
+    """What ``router.stats()`` reports. Plain ints: one writer each, except ``hits``, which fronts add to in callers'
+    threads.
     """
 
     __slots__ = ("dropped", "hits", "invalidations", "joined", "misses", "stale")
@@ -264,12 +254,10 @@ class LookupCache:
         self.entries = Entries(config.max_entries)
         self.counts = CacheCounts()
         self._flights: dict[CacheKey, Flight] = {}
-        # Which services a namespace's entries name, so that a whole uid can be dropped without a
-        # scan of all entries.
+        # Which services a namespace's entries name, so that a whole uid can be dropped without a scan of all entries.
         # Service names come from code, not from strangers: this stays small.
         self._services: dict[str, set[str]] = {}
-        # Own writes on keys that a server tracks for us: when they were sent. Their pushes measure
-        # the lag.
+        # Own writes on keys that a server tracks for us: when they were sent. Their pushes measure the lag.
         self._own_writes: dict[CacheKey, float] = {}
 
     # Entries
@@ -300,9 +288,7 @@ class LookupCache:
         return self._flights.get(key)
 
     def open(self, key: CacheKey, deadline: float, *, bypass: bool = False) -> Flight:
-        """Begin a look-up. With ``bypass`` the cache must not answer it; later callers join the
-        newest flight.
-        """
+        """Begin a look-up. With ``bypass`` the cache must not answer it; later callers join the newest flight."""
         flight = Flight(key, deadline, may_serve_stale=not bypass)
         # Out of the table the one before would miss what makes a flight dirty.
         previous = self._flights.get(key)
@@ -325,8 +311,7 @@ class LookupCache:
 
         Returns those who joined late and must ask again: to them the answer is too old.
 
-        ``ttl``: seconds of the link's own remaining time, None for no end. ``storable``: False if
-        nobody vouches for
+        ``ttl``: seconds of the link's own remaining time, None for no end. ``storable``: False if nobody vouches for
         the answer from now on (an ASK redirect, or an epoch that ended meanwhile).
         """
         expires = inf if ttl is None else sent + ttl
@@ -365,16 +350,12 @@ class LookupCache:
     # Changes
 
     def drop(self, key: CacheKey) -> None:
-        """Own write, or the caller's wish: the entry goes, and a look-up under way must not bring
-        it back.
-        """
+        """Own write, or the caller's wish: the entry goes, and a look-up under way must not bring it back."""
         self._remove(key)
         self._detach(key)
 
     def write_begins(self, key: CacheKey) -> None:
-        """An own write on the key is about to be sent: as ``drop``, and its push is looked out
-        for.
-        """
+        """An own write on the key is about to be sent: as ``drop``, and its push is looked out for."""
         if key in self.entries:
             if len(self._own_writes) >= MAX_OWN_WRITES:
                 self._own_writes.clear()
@@ -384,16 +365,15 @@ class LookupCache:
     def invalidated(self, key: CacheKey) -> None:
         """The server says the key changed.
 
-        A look-up whose value has not been read yet is left alone: in the order of the wire its
-        value is newer.
+        A look-up whose value has not been read yet is left alone: in the order of the wire its value is newer.
         """
         self.counts.invalidations += 1
         self._remove(key)
         if self._own_writes:
             sent = self._own_writes.pop(key, None)
             lag = inf if sent is None else self._clock() - sent
-            # A lane that held our push back for longer would have been given up: this one is of
-            # somebody else's write, and ours (refused, say) changed nothing.
+            # A lane that held our push back for longer would have been given up: this one is of somebody else's write,
+            # and ours (refused, say) changed nothing.
             if lag < self._config.heartbeat_timeout:
                 self._on_own_push(lag)
         flight = self._flights.get(key)
@@ -410,9 +390,7 @@ class LookupCache:
             self.drop(key)
 
     def detach_flights(self) -> None:
-        """Everything may have changed: flights under way serve those who wait, are not stored, and
-        nobody joins.
-        """
+        """Everything may have changed: flights under way serve those who wait, are not stored, and nobody joins."""
         for flight in self._flights.values():
             flight.dirty = True
         self._flights.clear()

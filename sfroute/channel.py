@@ -1,9 +1,7 @@
-"""A lasting, pipelined way to one node: one connection at a time, made when needed and again when
-lost.
+"""A lasting, pipelined way to one node: one connection at a time, made when needed and again when lost.
 
-What is submitted in one turn of the event loop leaves in one write. What is under way is bounded;
-the rest waits its turn and never fails for
-being too much. A heartbeat (PING) tells a silent peer from an idle one.
+What is submitted in one turn of the event loop leaves in one write. What is under way is bounded; the rest waits its
+turn and never fails for being too much. A heartbeat (PING) tells a silent peer from an idle one.
 
 Who may touch it: only the event loop.
 """
@@ -33,8 +31,7 @@ _PING: Final = encode("PING")
 
 
 class Request(ABC):
-    """Commands that travel together, and who wants their replies. Subclasses say what to do with
-    them.
+    """Commands that travel together, and who wants their replies. Subclasses say what to do with them.
 
     Attributes:
         payload: the commands in RESP.
@@ -59,9 +56,7 @@ class Request(ABC):
 
     @abstractmethod
     def on_lost(self, error: Exception, *, sent: bool) -> None:
-        """It will get no (further) reply. ``sent``: the node may have executed it. Must not
-        raise.
-        """
+        """It will get no (further) reply. ``sent``: the node may have executed it. Must not raise."""
 
 
 class ChannelObserver(Protocol):
@@ -128,8 +123,8 @@ class Channel:
         self._clock = clock
         self._observer = observer
         self._setup = setup
-        # A lane's heartbeat vouches for its entries, so only a PONG counts there. Elsewhere commands may rightly
-        # hold up a PING (WAIT does), and any reply shows that the node lives.
+        # A lane's heartbeat vouches for its entries, so only a PONG counts there. Elsewhere commands may rightly hold
+        # up a PING (WAIT does), and any reply shows that the node lives.
         self._any_reply_is_life = any_reply_is_life
         # A server that waits for replicas reads nothing more from the connection. What would be sent meanwhile does
         # better to wait here: it leaves together, behind one WAIT, and not at all if its caller goes.
@@ -315,8 +310,7 @@ class Channel:
         """A ping was answered."""
         self._pings_in_flight -= 1
         if self._clock() >= self._alive_until and not self._any_reply_is_life:
-            # Silent for longer than the bound, and only now heard: what happened meanwhile is not
-            # known.
+            # Silent for longer than the bound, and only now heard: what happened meanwhile is not known.
             assert self._connection is not None
             self._connection.abort()
             return

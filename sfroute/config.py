@@ -35,29 +35,20 @@ class CacheConfig:
     """The local cache of look-ups. All times are seconds.
 
     Attributes:
-        max_age: how long after a look-up was sent its value may be served while the lane is
-            tracked and healthy.
-            Pushes keep entries true to within milliseconds; this bounds what a lost push could
-            cost. A few seconds
-            keep that bound in line with a failover (node timeout plus election), and cost one
-            look-up per active
-            uid and period. 0 turns the cache off.
-        max_age_untracked: the same where the server does not push (refused by ACL, Redis < 7, a
-            proxy). Nothing but
+        max_age: how long after a look-up was sent its value may be served while the lane is tracked and healthy. Pushes
+            keep entries true to within milliseconds; this bounds what a lost push could cost. A few seconds keep that
+            bound in line with a failover (node timeout plus election), and cost one look-up per active uid and period.
+            0 turns the cache off.
+        max_age_untracked: the same where the server does not push (refused by ACL, Redis < 7, a proxy). Nothing but
             this bounds staleness then, so it is short.
-        max_entries: the most entries held; the oldest are evicted. 100,000 links of 20-character
-            uids take about 40 MB.
-        negative: also cache that a link is absent. Safe while tracked: servers push for missing
-            keys too.
-        stale_if_error: how much longer a known value may be served, marked stale, while the store
-            cannot be reached.
-            A minute outlasts a failover and most rolling restarts. 0 turns it off.
+        max_entries: the most entries held; the oldest are evicted. 100,000 links of 20-character uids take about 40 MB.
+        negative: also cache that a link is absent. Safe while tracked: servers push for missing keys too.
+        stale_if_error: how much longer a known value may be served, marked stale, while the store cannot be reached. A
+            minute outlasts a failover and most rolling restarts. 0 turns it off.
         tracking: ask servers to push invalidations (``CLIENT TRACKING``).
         heartbeat: how often a lane is pinged. Two pings a second and lane are no load to a server.
-        heartbeat_timeout: a lane whose last answered ping was sent longer ago than this is not
-            healthy: its entries
-            stop counting as fresh. It must exceed ``heartbeat`` by more than a round trip and a
-            busy loop's delay.
+        heartbeat_timeout: a lane whose last answered ping was sent longer ago than this is not healthy: its entries
+            stop counting as fresh. It must exceed ``heartbeat`` by more than a round trip and a busy loop's delay.
     """
 
     max_age: float = 3.0
@@ -95,13 +86,10 @@ class RetryConfig:
     """Deadlines and retries of every call to the store. All times are seconds.
 
     Attributes:
-        deadline: how long one call may take, retries included. Five seconds outlast a failover
-            with the usual node
-            timeouts of one to two seconds, and are short enough for a gateway's own request
-            timeout.
+        deadline: how long one call may take, retries included. Five seconds outlast a failover with the usual node
+            timeouts of one to two seconds, and are short enough for a gateway's own request timeout.
         base: the first pause before a retry.
-        cap: the longest pause. Short, because one call in a hundred waiting is cheaper than all
-            failing.
+        cap: the longest pause. Short, because one call in a hundred waiting is cheaper than all failing.
         jitter: the share of each pause that is random, 0 to 1; without it a fleet retries in step.
         connect_timeout: how long one attempt to connect (TCP, TLS, HELLO) may take.
     """
@@ -128,8 +116,7 @@ class RetryConfig:
         )
 
     def pause(self, attempt: int, random: float) -> float:
-        """Seconds to wait before retry ``attempt`` (1, 2, ...), for a ``random`` number from [0,
-        1).
+        """Seconds to wait before retry ``attempt`` (1, 2, ...), for a ``random`` number from [0, 1).
 
         Exponential from ``base`` to ``cap``, the last ``jitter`` share of it random.
         """
@@ -143,17 +130,12 @@ class PlacementConfig:
 
     Attributes:
         persist_seconds: the kind of link it makes: ``PERSIST_FOREVER`` or a number of seconds.
-        pod_view_max_age: seconds after which a view of a service's pods is renewed while it is
-            used. A gateway
-            that routes asks for it twice a second and service, and sees a dead pod half a second
-            late.
-        pod_timeout: seconds after its last stamped heartbeat at which a pod counts as dead. Three
-            heartbeats.
-        load_per_uid: what one uid adds to a pod's load, in the unit of the reported loads; None: 1
-            where loads are
+        pod_view_max_age: seconds after which a view of a service's pods is renewed while it is used. A gateway that
+            routes asks for it twice a second and service, and sees a dead pod half a second late.
+        pod_timeout: seconds after its last stamped heartbeat at which a pod counts as dead. Three heartbeats.
+        load_per_uid: what one uid adds to a pod's load, in the unit of the reported loads; None: 1 where loads are
             above 1, a hundredth where they are shares.
-        max_pods: a state hash with more fields than this is refused: reading it would hold up the
-            server.
+        max_pods: a state hash with more fields than this is refused: reading it would hold up the server.
     """
 
     persist_seconds: int = PERSIST_FOREVER
@@ -196,11 +178,10 @@ class TelemetryConfig:
         tracer_provider: where spans go; None: the process's own, set now or later.
         meter_provider: where metrics go; None: the process's own, set now or later.
         hit_spans: what to do with spans of cached answers. ``"follow_parent"``: none while the request around them is
-            not sampled, which is what the usual samplers would decide, only cheaper. ``"all"``: every one is put to
-            the sampler. ``"off"``: none.
+            not sampled, which is what the usual samplers would decide, only cheaper. ``"all"``: every one is put to the
+            sampler. ``"off"``: none.
         queue_size: records that may wait for the worker; further ones are dropped and counted.
-        user_hash_key: put ``user.hash``, a keyed BLAKE2b of the uid, on spans; 16 to 64 secret
-            bytes. None: nothing of
+        user_hash_key: put ``user.hash``, a keyed BLAKE2b of the uid, on spans; 16 to 64 secret bytes. None: nothing of
             a uid appears anywhere.
     """
 
@@ -239,13 +220,12 @@ class RouterConfig:
         loop_factory: makes the event loop of the sync router's background thread, such as ``uvloop.new_event_loop``
             (measurably faster); None: asyncio's own. An ``AsyncRouter`` runs on the loop of its callers.
         client_name: shown by ``CLIENT LIST`` on the servers.
-        min_replica_acks: how many replicas must have a write before it is answered (``WAIT``). A write with too few
-            is repeated until ``retry.deadline``, which changes nothing, and then raises a ``StoreError`` that says so.
-            0, the default of Redis itself: a primary that dies right after its reply may take the write with it.
-            1 survives the loss of any one node, for about a millisecond per write.
+        min_replica_acks: how many replicas must have a write before it is answered (``WAIT``). A write with too few is
+            repeated until ``retry.deadline``, which changes nothing, and then raises a ``StoreError`` that says so. 0,
+            the default of Redis itself: a primary that dies right after its reply may take the write with it. 1
+            survives the loss of any one node, for about a millisecond per write.
         ack_timeout: seconds that one ``WAIT`` waits for them.
-        max_in_flight: the most commands one connection has under way; further ones wait, they
-            never fail for this.
+        max_in_flight: the most commands one connection has under way; further ones wait, they never fail for this.
     """
 
     cache: CacheConfig = field(default_factory=CacheConfig)

@@ -99,8 +99,8 @@ class Engine:
         return f"{self._identity}{next(self._operations):x}"
 
     def parts_here(self) -> OpenEngine | None:
-        """The open parts if they are there and of this event loop: ``opened()`` without a
-        coroutine, for the hot path.
+        """The open parts if they are there and of this event loop: ``opened()`` without a coroutine, for the hot
+        path.
         """
         parts = self.parts
         return parts if parts is not None and parts.loop is asyncio.get_running_loop() else None

@@ -13,8 +13,8 @@
     ├── NoRoutablePod                  there is nobody to place the uid on
     └── RouterClosed                   the router was closed before or during the call
 
-"Not linked" is not an error: it is ``None``. Exceptions of redis-py never reach a caller; where one
-was the reason, it is the ``__cause__``. No error text holds a uid or a credential.
+"Not linked" is not an error: it is ``None``. Exceptions of redis-py never reach a caller; where one was the reason, it
+is the ``__cause__``. No error text holds a uid or a credential.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
 """Evacuation: moving every link off a pod.
 
-Every primary is scanned, in parallel and in small steps, so that memory stays bounded however many
-links there are. Each link found is moved by its own compare-and-set: gateways may route, and links
-may change, all the while.
+Every primary is scanned, in parallel and in small steps, so that memory stays bounded however many links there are.
+Each link found is moved by its own compare-and-set: gateways may route, and links may change, all the while.
 
-A key can escape a scan while its slot migrates, and a node can go in the middle of one. So there
-are further passes, until one has found nothing while no slot was on the move. An interrupted
-evacuation is resumed by starting it again: what has been moved is found elsewhere.
+A key can escape a scan while its slot migrates, and a node can go in the middle of one. So there are further passes,
+until one has found nothing while no slot was on the move. An interrupted evacuation is resumed by starting it again:
+what has been moved is found elsewhere.
 """
 
 from __future__ import annotations
@@ -63,13 +62,11 @@ class Evacuation:
         self.progress = EvacuationProgress()
 
     async def run(self) -> AsyncGenerator[EvacuationProgress, None]:
-        """Do it, telling about four times a second how far it has come; the last element has
-        ``done`` set.
+        """Do it, telling about four times a second how far it has come; the last element has ``done`` set.
 
         Raises:
             NoRoutablePod: there is no other pod to move links to.
-            StoreError: links could not be moved, or nodes not be scanned, in any of ``MAX_PASSES``
-                passes.
+            StoreError: links could not be moved, or nodes not be scanned, in any of ``MAX_PASSES`` passes.
         """
         parts = await self._engine.opened()
         if not self._dry_run:
@@ -112,8 +109,8 @@ class Evacuation:
             self.progress = replace(self.progress, done=True)
 
     async def _slots(self, parts: OpenEngine) -> list[bytes] | None:
-        """Who serves which slots, as each primary says of itself; None if slots are on the move, or
-        that cannot be told.
+        """Who serves which slots, as each primary says of itself; None if slots are on the move, or that cannot be
+        told.
         """
         if self._dry_run or isinstance(parts.topology, SingleNode):
             return []

@@ -1,8 +1,6 @@
-"""What an error reply of the store means for the command that got it. Pure; the one place that
-knows error codes.
+"""What an error reply of the store means for the command that got it. Pure; the one place that knows error codes.
 
-Every code here except ``FATAL`` and ``CORRUPT`` proves that the command was not executed, so it
-may be sent again.
+Every code here except ``FATAL`` and ``CORRUPT`` proves that the command was not executed, so it may be sent again.
 """
 
 from __future__ import annotations
@@ -93,9 +91,7 @@ def read_failure(message: str) -> Failure:
 
 
 def _redirect(words: list[str]) -> tuple[int, str, int] | None:
-    """Slot, host and port of ``MOVED 3999 127.0.0.1:6381``; ``?`` or nothing for a host means the
-    sender's.
-    """
+    """Slot, host and port of ``MOVED 3999 127.0.0.1:6381``; ``?`` or nothing for a host means the sender's."""
     if len(words) < 3 or not words[1].isdecimal():
         return None
     host, _, port = words[2].rpartition(":")

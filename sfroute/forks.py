@@ -1,8 +1,7 @@
 """What happens to open routers in a forked child.
 
-A child inherits descriptors but no threads, and shares the parent's epoll instance: anything that
-unregisters or shuts down a socket there would
-reach into the parent. So a child closes its copies of the sockets without a word, keeps the
+A child inherits descriptors but no threads, and shares the parent's epoll instance: anything that unregisters or shuts
+down a socket there would reach into the parent. So a child closes its copies of the sockets without a word, keeps the
 inherited objects alive for ever so that no finalizer touches them, and opens anew on next use.
 """
 

@@ -8,9 +8,8 @@ This is the wire contract shared with programs in other languages::
     sf:{<namespace>:lk:<uid>}<service>        string  pod id (TTL: a temporary link)
     sf:op:{<namespace>:lk:<uid>}:<token>      string  what a write replied, for its retry
 
-A uid often comes from an end user, and a ``}`` in it would move its key to another slot or alias
-another user's key.
-So every name is checked before a key is built, and only this module builds keys.
+A uid often comes from an end user, and a ``}`` in it would move its key to another slot or alias another user's key. So
+every name is checked before a key is built, and only this module builds keys.
 """
 
 from __future__ import annotations
@@ -57,9 +56,7 @@ _BAD_IN_NAME: Final = re.compile("[{}\x00-\x1f\x7f-\x9f]")
 
 
 class LinkKey(NamedTuple):
-    """What identifies a link; also the key of its cache entry. ``service`` is None for a uid's
-    hash of links.
-    """
+    """What identifies a link; also the key of its cache entry. ``service`` is None for a uid's hash of links."""
 
     namespace: str
     uid: str
@@ -100,8 +97,7 @@ _NAMESPACE_RULE: Final = "':', '{', '}' or control characters"
 _NAME_RULE: Final = "'{', '}' or control characters"
 
 
-# Namespaces and services are few and used again and again; uids are many: only the former are
-# remembered.
+# Namespaces and services are few and used again and again; uids are many: only the former are remembered.
 @lru_cache(maxsize=1024, typed=True)
 def _check_namespace(namespace: str) -> None:
     _check_name("namespace", namespace, _BAD_IN_NAMESPACE, _NAMESPACE_RULE)
@@ -167,9 +163,7 @@ def check_pod(pod: int, argument: str = "pod") -> None:
 
 
 def check_persist_seconds(seconds: int) -> None:
-    """Raise ``InvalidArgument`` unless ``seconds`` is ``PERSIST_FOREVER`` or a positive int of
-    whole seconds.
-    """
+    """Raise ``InvalidArgument`` unless ``seconds`` is ``PERSIST_FOREVER`` or a positive int of whole seconds."""
     if type(seconds) is not int:
         raise InvalidArgument(
             "persist_seconds must be PERSIST_FOREVER (-1) or a positive int of seconds, "
@@ -199,9 +193,7 @@ def workload_key(namespace: str, service: str) -> str:
 
 
 def link_prefix(namespace: str, uid: str) -> str:
-    """The hash of a uid's persistent links, which is also the prefix of each of its link keys.
-    Does not check.
-    """
+    """The hash of a uid's persistent links, which is also the prefix of each of its link keys. Does not check."""
     return f"sf:{{{namespace}:lk:{uid}}}"
 
 
@@ -211,16 +203,12 @@ def link_key(namespace: str, uid: str, service: str) -> str:
 
 
 def link_tag(namespace: str, uid: str) -> bytes:
-    """The hash tag of a uid's keys, as bytes; what ``slot_of_tag`` and ``tagged_link_key`` take.
-    Does not check.
-    """
+    """The hash tag of a uid's keys, as bytes; what ``slot_of_tag`` and ``tagged_link_key`` take. Does not check."""
     return f"{namespace}:lk:{uid}".encode()
 
 
 def tagged_link_key(tag: bytes, service: str) -> bytes:
-    """``link_key`` as bytes, from a tag that is there already; ``service=""`` gives
-    ``link_prefix``.
-    """
+    """``link_key`` as bytes, from a tag that is there already; ``service=""`` gives ``link_prefix``."""
     return b"sf:{%b}%b" % (tag, service.encode())
 
 
@@ -250,9 +238,7 @@ def parse_link_key(key: bytes) -> LinkKey | None:
 
 
 def slot_of(key: str | bytes) -> int:
-    """The cluster slot of a key (CRC-16/XMODEM of its hash tag modulo 16384, Redis Cluster
-    specification).
-    """
+    """The cluster slot of a key (CRC-16/XMODEM of its hash tag modulo 16384, Redis Cluster specification)."""
     raw = key.encode() if isinstance(key, str) else key
     start = raw.find(b"{")
     if start >= 0:

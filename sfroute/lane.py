@@ -1,10 +1,8 @@
 """A lane: the pipelined, tracked connection that carries look-ups to one primary.
 
-The server pushes on it which of the keys read through it have changed (``CLIENT TRACKING ON``,
-default mode). Replies and pushes share one stream, and
-answers are stored inside the data callback in the order of that stream: a push that arrives after
-a value is handled
-after it, so no outdated value can stay.
+The server pushes on it which of the keys read through it have changed (``CLIENT TRACKING ON``, default mode). Replies
+and pushes share one stream, and answers are stored inside the data callback in the order of that stream: a push that
+arrives after a value is handled after it, so no outdated value can stay.
 
 Who may touch it: only the event loop.
 """
@@ -38,8 +36,7 @@ TRACKING_SINCE: Final = (7,)
 
 
 MAX_TEARS: Final = 3
-"""How often a link that changes while it is read is asked for again; then the value alone is the
-answer."""
+"""How often a link that changes while it is read is asked for again; then the value alone is the answer."""
 
 
 class ReadOwner(Protocol):
@@ -335,8 +332,8 @@ class Read(Request):
             cache.fail(flight, error)
             return
         remaining = ttl if isinstance(ttl, int) else -2
-        # Value and TTL are two commands. Where a push came between them, or they contradict each
-        # other, the link changed meanwhile: such a pair, a link that never was, is asked for again.
+        # Value and TTL are two commands. Where a push came between them, or they contradict each other, the link
+        # changed meanwhile: such a pair, a link that never was, is asked for again.
         whole = not flight.torn and (pod is None) == (remaining == -2)
         if not whole and flight.tears < MAX_TEARS:
             self.owner.read_torn(self)

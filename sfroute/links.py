@@ -1,6 +1,4 @@
-"""Writes on links: each is one script, run at most once in effect, and heeded by the local
-cache.
-"""
+"""Writes on links: each is one script, run at most once in effect, and heeded by the local cache."""
 
 from __future__ import annotations
 
@@ -23,9 +21,7 @@ __all__ = ["LinkReader", "LinkWriter", "check_lookup"]
 
 
 def check_lookup(key: CacheKey) -> None:
-    """Raise ``InvalidArgument`` unless the key's names may be looked up. An entry exists only
-    under checked names.
-    """
+    """Raise ``InvalidArgument`` unless the key's names may be looked up. An entry exists only under checked names."""
     if len(key) == 3:
         check_link_names(*key)
     else:
@@ -55,9 +51,7 @@ class LinkReader:
         return entry
 
     async def past_cache(self, operation: str, key: CacheKey, *, fresh: bool) -> Flight:
-        """The finished flight of a look-up that is a public call of its own. Raises what
-        ``Lookups.find`` raises.
-        """
+        """The finished flight of a look-up that is a public call of its own. Raises what ``Lookups.find`` raises."""
         record = self._telemetry.begin(operation, key[0], key[2] if len(key) == 3 else None, key[1])
         if record is not None:
             return await self._telemetry.follow(record, self.look_up(operation, key, fresh=fresh))
@@ -75,8 +69,7 @@ class LinkReader:
 class LinkWriter:
     """Sends the scripts that change a link.
 
-    Each carries an operation record (see ``store.py``), so that it may be repeated after an
-    ambiguous loss.
+    Each carries an operation record (see ``store.py``), so that it may be repeated after an ambiguous loss.
 
     Attributes:
         on_change: called with namespace, uid and service as soon as a write has taken effect.
@@ -90,8 +83,7 @@ class LinkWriter:
     def record_ms(self) -> int:
         """How long a script keeps its operation record, in milliseconds.
 
-        A repetition comes before the deadline; a first attempt that a stopped server executes late
-        comes soon after.
+        A repetition comes before the deadline; a first attempt that a stopped server executes late comes soon after.
         """
         return int(2000 * self._engine.config.retry.deadline) + 1000
 
@@ -102,9 +94,7 @@ class LinkWriter:
         link: tuple[str, str, str],
         args: Sequence[str | int],
     ) -> object:
-        """Run a script on the keys of ``link`` (namespace, uid, service: checked); ``args`` are
-        its ARGV, whole.
-        """
+        """Run a script on the keys of ``link`` (namespace, uid, service: checked); ``args`` are its ARGV, whole."""
         namespace, uid, service = link
         parts = await self._engine.opened()
 
@@ -126,8 +116,7 @@ class LinkWriter:
                 args,
                 write=True,
                 repeatable=True,
-                # Once more with the reply: a look-up, on its own connection, may have read the old
-                # value meanwhile.
+                # Once more with the reply: a look-up, on its own connection, may have read the old value meanwhile.
                 settled=drop,
             )
         )

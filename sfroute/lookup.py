@@ -1,9 +1,7 @@
 """Look-ups: the local cache in front of one lane per primary.
 
-A look-up that the cache cannot answer joins the flight of its key, or opens one. A flight outlives
-redirects, lost
-connections and failovers until its deadline; a caller who gives up disturbs neither it nor the
-others. While a primary
+A look-up that the cache cannot answer joins the flight of its key, or opens one. A flight outlives redirects, lost
+connections and failovers until its deadline; a caller who gives up disturbs neither it nor the others. While a primary
 cannot be reached, known answers are served marked stale.
 
 Who may touch it: only the event loop.
@@ -109,8 +107,8 @@ class Lookups:
     async def find_many(
         self, keys: Sequence[CacheKey], operation: str, *, bypass: bool = False
     ) -> list[Flight]:
-        """The finished flights of many look-ups, in any order. Raises what ``find`` raises, for
-        the first that failed.
+        """The finished flights of many look-ups, in any order. Raises what ``find`` raises, for the first that
+        failed.
         """
         gathering = _Gathering(len(keys), self._loop.create_future())
         record = CURRENT.get()
@@ -137,9 +135,8 @@ class Lookups:
     ) -> None:
         """Answer ``waiter`` from the cache, from the flight under way, or from a new one.
 
-        ``bypass``: not from the cache, and not from a flight that began before this call.
-        ``record``: the call it is for,
-        as telemetry knows it. ``give_up``: the instant until which a new flight may go on.
+        ``bypass``: not from the cache, and not from a flight that began before this call. ``record``: the call it is
+        for, as telemetry knows it. ``give_up``: the instant until which a new flight may go on.
         """
         cache = self.cache
         if not bypass:
@@ -220,8 +217,7 @@ class Lookups:
             return
         lane = self._lane(address)
         if not lane.channel.reachable and self._serve_stale(flight):
-            # Nobody waits any more; one attempt to connect tells for all of them when the node is
-            # back.
+            # Nobody waits any more; one attempt to connect tells for all of them when the node is back.
             self._topology.refresh_soon(address)
             lane.channel.probe()
             return
@@ -451,8 +447,7 @@ def _target(failure: Failure, read: Read) -> Address:
 
 
 def result_or_again(flight: Flight, operation: str, time_left: bool) -> Flight | None:
-    """The flight if it has an answer; None if its caller, having joined late, has more time than
-    the flight had.
+    """The flight if it has an answer; None if its caller, having joined late, has more time than the flight had.
 
     Raises the flight's error otherwise.
     """

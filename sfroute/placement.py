@@ -1,13 +1,12 @@
 """Policies: the order in which pods are proposed to a uid that needs one. Pure.
 
-A policy sees only pods that may take new uids, so it can never choose an unroutable one. It
-returns them, the best first: the script that places the uid takes the first that is not gone.
+A policy sees only pods that may take new uids, so it can never choose an unroutable one. It returns them, the best
+first: the script that places the uid takes the first that is not gone.
 
-Loads are as old as the pods' last heartbeats, and every gateway reads the same ones: whoever
-always takes the least loaded pod sends everybody there until the next heartbeat. Two things
-prevent that. The default is the power of two choices (Mitzenmacher, "The Power of Two Choices in
-Randomized Load Balancing", 2001): of two random pods the less loaded. And a load counts together
-with what has been placed since it was measured (``Placements``).
+Loads are as old as the pods' last heartbeats, and every gateway reads the same ones: whoever always takes the least
+loaded pod sends everybody there until the next heartbeat. Two things prevent that. The default is the power of two
+choices (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001): of two random pods the less
+loaded. And a load counts together with what has been placed since it was measured (``Placements``).
 """
 
 from __future__ import annotations
@@ -44,11 +43,9 @@ class Candidate:
 
     Attributes:
         id: the pod id.
-        load: its load by what is known now: as reported, plus what has been placed on it since.
-            In units of the pods' own choice, per unit of capacity. A pod that reports none counts
-            as loaded as the others are on average.
-        capacity: its share of the work relative to the others, ``> 0``: the field ``capacity`` of
-            its state, else 1.
+        load: its load by what is known now: as reported, plus what has been placed on it since. In units of the pods'
+            own choice, per unit of capacity. A pod that reports none counts as loaded as the others are on average.
+        capacity: its share of the work relative to the others, ``> 0``: the field ``capacity`` of its state, else 1.
     """
 
     id: int
@@ -57,8 +54,8 @@ class Candidate:
 
 
 class Policy(Protocol):
-    """How to order candidates. Implement it for a policy of your own; it is called on the event
-    loop and must be quick.
+    """How to order candidates. Implement it for a policy of your own; it is called on the event loop and must be
+    quick.
     """
 
     def rank(self, uid: str, candidates: Sequence[Candidate]) -> list[int]:
@@ -70,8 +67,8 @@ class Policy(Protocol):
 
 
 class PowerOfTwoChoices:
-    """Of two random pods the less loaded; the rest by load. Spreads well even when loads are
-    seconds old. The most loaded pod gets none.
+    """Of two random pods the less loaded; the rest by load. Spreads well even when loads are seconds old. The most
+    loaded pod gets none.
     """
 
     def __init__(self, rng: random.Random | None = None) -> None:
@@ -96,11 +93,10 @@ class LeastLoaded:
 
 
 class Rendezvous:
-    """By a hash of uid and pod, weighted by capacity (highest random weight; Thaler and
-    Ravishankar 1998).
+    """By a hash of uid and pod, weighted by capacity (highest random weight; Thaler and Ravishankar 1998).
 
-    The same uid gets the same order everywhere. When a pod joins or leaves, only the uids it wins
-    or held change. Loads are not looked at.
+    The same uid gets the same order everywhere. When a pod joins or leaves, only the uids it wins or held change. Loads
+    are not looked at.
     """
 
     def rank(self, uid: str, candidates: Sequence[Candidate]) -> list[int]:
@@ -142,9 +138,8 @@ class WeightedByCapacity:
 
     def rank(self, uid: str, candidates: Sequence[Candidate]) -> list[int]:
         """See ``Policy``."""
-        # Each pod's exponential clock runs at its capacity: the order of ringing is a weighted
-        # random order
-        # (Efraimidis and Spirakis 2006).
+        # Each pod's exponential clock runs at its capacity: the order of ringing is a weighted random order (Efraimidis
+        # and Spirakis 2006).
         return [
             candidate.id
             for candidate in sorted(
@@ -162,9 +157,9 @@ def candidates(
 ) -> list[Candidate]:
     """What a policy is shown of routable ``pods``.
 
-    ``placed``: uids placed on each pod that its load does not show yet. ``load_per_uid``: what one
-    of them adds to a load; None takes 1 where a load is above 1 (loads that count something), else
-    a hundredth (loads that are shares), and 1 where no load is reported.
+    ``placed``: uids placed on each pod that its load does not show yet. ``load_per_uid``: what one of them adds to a
+    load; None takes 1 where a load is above 1 (loads that count something), else a hundredth (loads that are shares),
+    and 1 where no load is reported.
     """
     reported = [pod.load for pod in pods if pod.load is not None]
     if load_per_uid is None:
@@ -196,19 +191,17 @@ class _Measurement(NamedTuple):
 class Placements:
     """What one gateway has placed on the pods of a service that their loads do not show yet.
 
-    It also learns what that means: by how much the loads grow, all gateways together, for each uid
-    that this one places. So every gateway counts with what the others do meanwhile, however many
-    there are, and with loads in whatever unit.
+    It also learns what that means: by how much the loads grow, all gateways together, for each uid that this one
+    places. So every gateway counts with what the others do meanwhile, however many there are, and with loads in
+    whatever unit.
 
     All instants are those of one monotonic clock, in seconds.
     """
 
     REMEMBERED_SECONDS: Final = 30.0
-    """How long a placement counts on a pod that reports no load, or always the same without a
-    stamp."""
+    """How long a placement counts on a pod that reports no load, or always the same without a stamp."""
     MAX_REMEMBERED: Final = 100_000
-    """Placements remembered for each pod: what one gateway places between two heartbeats, and far
-    more."""
+    """Placements remembered for each pod: what one gateway places between two heartbeats, and far more."""
     SAME_SECONDS: Final = 0.05
     """Two readings of one heartbeat differ by a round trip at most; two heartbeats by more."""
     MEMORY: Final = 0.95
@@ -223,9 +216,7 @@ class Placements:
 
     @contextmanager
     def under_way(self, pod: int) -> Iterator[None]:
-        """A uid is being placed on the pod: it counts already, so that those decided at once
-        spread.
-        """
+        """A uid is being placed on the pod: it counts already, so that those decided at once spread."""
         self._under_way[pod] += 1
         try:
             yield
@@ -264,9 +255,7 @@ class Placements:
 
     @property
     def load_per_uid(self) -> float | None:
-        """By how much the loads have grown for each uid placed here; None while that is not
-        known.
-        """
+        """By how much the loads have grown for each uid placed here; None while that is not known."""
         return self._growth / self._cause if self._cause >= 1.0 else None
 
     def _measurement(self, pod: Pod, read_at: float) -> _Measurement:

@@ -2,8 +2,7 @@
 
 A uid's life with a pod::
 
-    gateway proposes (temporary link) -> pod accepts (persistent) -> pod releases (grace period) ->
-    the link expires
+    gateway proposes (temporary link) -> pod accepts (persistent) -> pod releases (grace period) -> the link expires
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ PRUNE_EVERY: Final = 30
 """Heartbeats between two removals of states of pods long gone."""
 DRAIN_POLL_SECONDS: Final = 0.25
 RETRY_SECONDS: Final = 0.25
-"""Between two attempts at a heartbeat. Each has the store's whole deadline: when the store is back, all
-pods must have reported before gateways take their silence for death."""
+"""Between two attempts at a heartbeat. Each has the store's whole deadline: when the store is back, all pods must have
+reported before gateways take their silence for death."""
 MAX_SECONDS: Final = 10.0**9
 RESERVED: Final = frozenset({"status", "load", "at", "by", "capacity"})
 """Fields of the state that are the agent's."""
@@ -50,29 +49,25 @@ _TERMINATED: Final = 128 + signal.SIGTERM
 
 
 class AsyncPodAgent:
-    """Speaks for one pod, on asyncio: ``async with AsyncPodAgent(router, "prod", "game", 3) as
-    agent: ...``.
+    """Speaks for one pod, on asyncio: ``async with AsyncPodAgent(router, "prod", "game", 3) as agent: ...``.
 
-    The first heartbeat is stored before the block begins; the last one says ``Stopped`` when it
-    ends, also on SIGTERM. A pod that
-    stops without a word counts as dead after the gateways' ``PlacementConfig.pod_timeout``.
+    The first heartbeat is stored before the block begins; the last one says ``Stopped`` when it ends, also on SIGTERM.
+    A pod that stops without a word counts as dead after the gateways' ``PlacementConfig.pod_timeout``.
 
     Args:
         router: the router to speak through.
         namespace: the namespace.
         service: the service.
         pod: this pod's id.
-        load: called before each heartbeat, on the event loop, so it must not block: how loaded the
-            pod is, in any unit that all pods of the service share. If it raises, or returns no
-            finite number, the load is reported as not known.
-        heartbeat: seconds between two heartbeats. Gateways' ``pod_timeout`` should be at least
-            three times that.
+        load: called before each heartbeat, on the event loop, so it must not block: how loaded the pod is, in any unit
+            that all pods of the service share. If it raises, or returns no finite number, the load is reported as not
+            known.
+        heartbeat: seconds between two heartbeats. Gateways' ``pod_timeout`` should be at least three times that.
         capacity: the pod's share of the work relative to the others.
         extra: further fields of the state; JSON.
-        forget_after: seconds after which the states of other pods that report no more are removed;
-            at least ten heartbeats.
-        sigterm: turn SIGTERM into an orderly end of the block, if the application has no handler
-            of its own.
+        forget_after: seconds after which the states of other pods that report no more are removed; at least ten
+            heartbeats.
+        sigterm: turn SIGTERM into an orderly end of the block, if the application has no handler of its own.
     """
 
     def __init__(
@@ -156,8 +151,8 @@ class AsyncPodAgent:
     async def stop(self) -> None:
         """Stop beating and say ``Stopped``. ``async with`` does it.
 
-        If the store cannot be reached within its deadline the pod goes in any case: its last
-        heartbeat grows old instead.
+        If the store cannot be reached within its deadline the pod goes in any case: its last heartbeat grows old
+        instead.
         """
         if self._task is None:
             return
@@ -212,13 +207,11 @@ class AsyncPodAgent:
     async def drain(self, deadline: float = 25.0) -> int:
         """Take no new uids; wait until this pod's have gone, or ``deadline`` seconds have passed.
 
-        25 seconds fit into a Kubernetes preStop hook with the usual 30. It waits for the uids that
-        were accepted here; if the application never calls ``accept``, for all links to this pod, for
-        which the whole store is looked through. In any case it waits until every gateway has
-        noticed.
+        25 seconds fit into a Kubernetes preStop hook with the usual 30. It waits for the uids that were accepted here;
+        if the application never calls ``accept``, for all links to this pod, for which the whole store is looked
+        through. In any case it waits until every gateway has noticed.
 
-        Returns how many uids are left; if that could not be counted by the deadline, at least so
-        many.
+        Returns how many uids are left; if that could not be counted by the deadline, at least so many.
         """
         if not (_is_positive(deadline) or deadline == 0):
             raise InvalidArgument("deadline must be seconds >= 0")
@@ -371,8 +364,8 @@ class AsyncPodAgent:
 class PodAgent:
     """``AsyncPodAgent`` for threads: ``with PodAgent(router, "prod", "game", 3) as agent: ...``.
 
-    Heartbeats are sent by the router's background thread, where ``load`` is called too. The
-    arguments are those of ``AsyncPodAgent``.
+    Heartbeats are sent by the router's background thread, where ``load`` is called too. The arguments are those of
+    ``AsyncPodAgent``.
     """
 
     def __init__(
@@ -426,8 +419,8 @@ class PodAgent:
     def stop(self) -> None:
         """Stop beating and say ``Stopped``. ``with`` does it.
 
-        If the store cannot be reached within its deadline the pod goes in any case: its last
-        heartbeat grows old instead.
+        If the store cannot be reached within its deadline the pod goes in any case: its last heartbeat grows old
+        instead.
         """
         try:
             self._router.background.call(self._agent.stop())
@@ -478,13 +471,11 @@ class PodAgent:
     def drain(self, deadline: float = 25.0) -> int:
         """Take no new uids; wait until this pod's have gone, or ``deadline`` seconds have passed.
 
-        25 seconds fit into a Kubernetes preStop hook with the usual 30. It waits for the uids that
-        were accepted here; if the application never calls ``accept``, for all links to this pod, for
-        which the whole store is looked through. In any case it waits until every gateway has
-        noticed.
+        25 seconds fit into a Kubernetes preStop hook with the usual 30. It waits for the uids that were accepted here;
+        if the application never calls ``accept``, for all links to this pod, for which the whole store is looked
+        through. In any case it waits until every gateway has noticed.
 
-        Returns how many uids are left; if that could not be counted by the deadline, at least so
-        many.
+        Returns how many uids are left; if that could not be counted by the deadline, at least so many.
         """
         return self._router.background.call(self._agent.drain(deadline))
 

@@ -1,8 +1,6 @@
-"""Fixtures for the tests of gateways: a real local cluster, and a namespace of its own for each
-test.
+"""Fixtures for the tests of gateways: a real local cluster, and a namespace of its own for each test.
 
-pytest finds this module by itself once sfroute is installed. A server is started only for tests
-that ask for one.
+pytest finds this module by itself once sfroute is installed. A server is started only for tests that ask for one.
 """
 
 from __future__ import annotations
@@ -45,9 +43,7 @@ def sfroute_cluster(pytestconfig: pytest.Config) -> Iterator[LocalCluster]:
 
 @pytest.fixture
 def sfroute_namespace() -> str:
-    """A namespace that no other test uses, so that tests share a cluster without seeing each
-    other's links.
-    """
+    """A namespace that no other test uses, so that tests share a cluster without seeing each other's links."""
     return f"test-{uuid.uuid4().hex}"
 
 

@@ -1,7 +1,6 @@
 """Raw replies into values, or ``CorruptReply``.
 
-Pure: what a reply may be is decided here and nowhere else. Keys are given only for the error,
-whose text masks the uid.
+Pure: what a reply may be is decided here and nowhere else. Keys are given only for the error, whose text masks the uid.
 """
 
 from __future__ import annotations
@@ -140,9 +139,7 @@ def refused(failure: Failure, operation: str) -> StoreError:
 
 
 def service_pods(raw: object, key: str) -> list[tuple[int, str, float | None]]:
-    """Pod id, state and age in seconds (None: no stamp) of each pod, from
-    ``statefulGetService``.
-    """
+    """Pod id, state and age in seconds (None: no stamp) of each pod, from ``statefulGetService``."""
     if not isinstance(raw, list) or len(raw) % 3 != 1:
         raise corrupt(key, "no pod states")
     found: list[tuple[int, str, float | None]] = []

@@ -1,6 +1,4 @@
-"""``AsyncRouter``: which pod of a stateful service owns a uid. The facade; reads like the
-operations table.
-"""
+"""``AsyncRouter``: which pod of a stateful service owns a uid. The facade; reads like the operations table."""
 
 from __future__ import annotations
 
@@ -59,21 +57,17 @@ _NOBODY: Final[frozenset[int]] = frozenset()
 class AsyncRouter:
     """Routes uids to pods, for asyncio. One router serves any number of tasks of one event loop.
 
-    It opens on ``async with``, ``await open()`` or first use, and belongs to the loop that runs
-    then. Look-ups of links are served from a local
-    cache that the servers keep true by pushing what changes (see ``CacheConfig``); everything else
-    asks the store.
+    It opens on ``async with``, ``await open()`` or first use, and belongs to the loop that runs then. Look-ups of links
+    are served from a local cache that the servers keep true by pushing what changes (see ``CacheConfig``); everything
+    else asks the store.
 
-    Every operation checks its arguments before anything is sent (``InvalidArgument``), and may
-    raise ``StoreUnavailable`` when its deadline
-    passes, ``CorruptReply`` when a key holds what the contract does not allow, and
-    ``RouterClosed``. Operations that write may
-    raise ``OutcomeUnknown``.
+    Every operation checks its arguments before anything is sent (``InvalidArgument``), and may raise
+    ``StoreUnavailable`` when its deadline passes, ``CorruptReply`` when a key holds what the contract does not allow,
+    and ``RouterClosed``. Operations that write may raise ``OutcomeUnknown``.
 
     Args:
-        client: a client of redis-py. An asyncio ``RedisCluster`` is borrowed: the router follows
-            its slot map, and never closes it.
-            Of the other clients only addresses, credentials and connection settings are taken.
+        client: a client of redis-py. An asyncio ``RedisCluster`` is borrowed: the router follows its slot map, and
+            never closes it. Of the other clients only addresses, credentials and connection settings are taken.
         config: how to behave.
     """
 
@@ -84,8 +78,7 @@ class AsyncRouter:
     def from_url(cls, url: str, *, config: RouterConfig | None = None) -> Self:
         """A router for ``redis://``, ``rediss://``, ``redis+cluster://`` or ``rediss+cluster://``.
 
-        Several start nodes of a cluster are separated by commas; redis-py's options follow as a
-        query string.
+        Several start nodes of a cluster are separated by commas; redis-py's options follow as a query string.
 
         Raises:
             ConfigError: the URL cannot be used; the text does not repeat it.
@@ -110,9 +103,7 @@ class AsyncRouter:
         forks.register(self)
 
     def after_fork_in_child(self) -> None:
-        """The engine has a new cache (see ``forks.py``): the hot path must not read the
-        parent's.
-        """
+        """The engine has a new cache (see ``forks.py``): the hot path must not read the parent's."""
         self._cache = self._engine.cache
         self._entries = self._cache.entries
         self._counts = self._cache.counts
@@ -120,8 +111,7 @@ class AsyncRouter:
     # Life
 
     async def open(self) -> None:
-        """Learn the topology and preload the scripts. Needed only to fail early: the first call
-        does it too.
+        """Learn the topology and preload the scripts. Needed only to fail early: the first call does it too.
 
         Raises:
             StoreUnavailable: no start node answered before the deadline.
@@ -234,9 +224,7 @@ class AsyncRouter:
     async def get_pods(
         self, namespace: str, service: str, *, fresh: bool = False
     ) -> dict[int, Pod]:
-        """Pod id -> what is known of it: the view by which this gateway routes; ``fresh`` asks the
-        store.
-        """
+        """Pod id -> what is known of it: the view by which this gateway routes; ``fresh`` asks the store."""
         check_service_names(namespace, service)
         engine = await self._engine.opened()
         return dict((await engine.views.get(namespace, service, fresh=fresh)).pods)
@@ -252,9 +240,7 @@ class AsyncRouter:
         pod: int,
         persist_seconds: int = PERSIST_FOREVER,
     ) -> int | None:
-        """Link a uid to a pod; the last writer wins. Returns the previous pod, None if there was
-        none.
-        """
+        """Link a uid to a pod; the last writer wins. Returns the previous pod, None if there was none."""
         check_link_names(namespace, uid, service)
         check_pod(pod)
         check_persist_seconds(persist_seconds)
@@ -301,8 +287,8 @@ class AsyncRouter:
     ) -> int:
         """Link a uid that has no link. Returns the owner: ``pod``, or who was there.
 
-        ``refresh``: also extend an existing temporary link to ``persist_seconds``; it is never
-        shortened and never deleted.
+        ``refresh``: also extend an existing temporary link to ``persist_seconds``; it is never shortened and never
+        deleted.
         """
         check_link_names(namespace, uid, service)
         check_pod(pod)
@@ -325,8 +311,7 @@ class AsyncRouter:
     ) -> bool:
         """Remove a link. True if there was one.
 
-        ``PERSIST_FOREVER`` deletes it now; N seconds *demote* it to a temporary link: the grace
-        period for a reconnect.
+        ``PERSIST_FOREVER`` deletes it now; N seconds *demote* it to a temporary link: the grace period for a reconnect.
         """
         check_link_names(namespace, uid, service)
         check_persist_seconds(persist_seconds)
@@ -391,9 +376,7 @@ class AsyncRouter:
     async def get_linked_pod_if_persist(
         self, namespace: str, uid: str, service: str, *, fresh: bool = False
     ) -> int | None:
-        """The pod a uid is *persistently* linked to, None otherwise. The same cache entry serves
-        it.
-        """
+        """The pod a uid is *persistently* linked to, None otherwise. The same cache entry serves it."""
         operation, key = "get_linked_pod_if_persist", (namespace, uid, service)
         entry = self._reader.cached(operation, key, fresh=fresh)
         if entry is None:
@@ -467,9 +450,8 @@ class AsyncRouter:
             namespace: the namespace.
             uid: the user.
             service: the service.
-            persist_seconds: the kind of link to make; a temporary one that is found is extended to
-                it once half of
-                its time is gone. None: ``PlacementConfig.persist_seconds``.
+            persist_seconds: the kind of link to make; a temporary one that is found is extended to it once half of its
+                time is gone. None: ``PlacementConfig.persist_seconds``.
             policy: how to choose; None: the router's own, the power of two choices.
             exclude: pods that must not be used, such as one that refused the connection.
             fresh: ask the store for the link and for the pods, whatever is cached.
@@ -496,8 +478,7 @@ class AsyncRouter:
     async def move_linked_pod(
         self, namespace: str, uid: str, service: str, expected: int, pod: int
     ) -> int | None:
-        """Move a uid from pod ``expected`` to ``pod`` if its link is there; its kind and remaining
-        time stay.
+        """Move a uid from pod ``expected`` to ``pod`` if its link is there; its kind and remaining time stay.
 
         Returns the owner afterwards: ``pod``, whoever else has the uid, or None if it has no link.
         """
@@ -544,13 +525,10 @@ class AsyncRouter:
         rate: float | None = None,
         dry_run: bool = False,
     ) -> AsyncGenerator[EvacuationProgress, None]:
-        """Move every link off a pod, telling how far it has come; the last element has ``done``
-        set.
+        """Move every link off a pod, telling how far it has come; the last element has ``done`` set.
 
-        Each link is moved by its own compare-and-set, its kind and remaining time kept; gateways
-        may route all the
-        while. Let the pod drain first, or gateways go on placing uids on it. After an
-        interruption, start again.
+        Each link is moved by its own compare-and-set, its kind and remaining time kept; gateways may route all the
+        while. Let the pod drain first, or gateways go on placing uids on it. After an interruption, start again.
 
         Args:
             namespace: the namespace.
@@ -582,8 +560,8 @@ class AsyncRouter:
     ) -> object:
         """Run one of the eleven scripts as it is; the raw reply.
 
-        All keys must be in one slot. A script that writes is not sent again after an ambiguous
-        loss (``OutcomeUnknown``).
+        All keys must be in one slot. A script that writes is not sent again after an ambiguous loss
+        (``OutcomeUnknown``).
         """
         script = get_script(name)
         for key in _checked_sequence("keys", keys):
@@ -620,8 +598,7 @@ class AsyncRouter:
     ) -> str | None:
         """A heartbeat: write a pod's JSON state stamped with the server's clock. For the pod agent.
 
-        Returns the state before. ``prune_ms``: also remove states of other pods older than this; 0
-        removes none.
+        Returns the state before. ``prune_ms``: also remove states of other pods older than this; 0 removes none.
         """
         key = state_key(namespace, service)
         engine = await self._engine.opened()

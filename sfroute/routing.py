@@ -26,8 +26,7 @@ from .views import ServiceView
 __all__ = ["RouteTerms", "Routes", "checked_exclude"]
 
 MAX_CANDIDATES = 8
-"""Candidates sent with a placement: the script takes the first; the others are for those that have
-gone meanwhile."""
+"""Candidates sent with a placement: the script takes the first; the others are for those that have gone meanwhile."""
 MAX_GONE = 256
 """Gone pods sent with a placement. A link found at another one is moved in a further round."""
 MAX_ROUNDS = 4
@@ -53,8 +52,8 @@ def link_of_flight(flight: Flight, now: float) -> Link | None:
 
 
 def wants_extension(entry: Entry, now: float, persist_seconds: int) -> bool:
-    """True if half of a temporary link's time is gone. Not sooner: every extension invalidates
-    every gateway's entry.
+    """True if half of a temporary link's time is gone. Not sooner: every extension invalidates every gateway's
+    entry.
     """
     return entry.expires != inf and entry.expires - now < persist_seconds / 2
 
@@ -109,9 +108,7 @@ class Routes:
         writer.on_change = self._link_changed
 
     def cached(self, link: _LinkName, persist_seconds: int, exclude: frozenset[int]) -> Link | None:
-        """The link if the cache and the pod view agree that it may be used as it is. Any thread
-        may call this.
-        """
+        """The link if the cache and the pod view agree that it may be used as it is. Any thread may call this."""
         parts = self._engine.parts
         if parts is None:
             return None
@@ -238,9 +235,7 @@ class Routes:
     async def _compare_and_set(
         self, link: _LinkName, view: ServiceView, terms: RouteTerms, lost: int | None
     ) -> Link:
-        """One script; again only if the link turns out to be at a pod that is gone and that nobody
-        listed.
-        """
+        """One script; again only if the link turns out to be at a pod that is gone and that nobody listed."""
         policy, exclude = terms.policy or self._policy, terms.exclude
         listed = {*exclude, *islice(view.gone, MAX_GONE)}
         if lost is not None:
@@ -318,9 +313,7 @@ class Routes:
     async def rank_elsewhere(
         self, namespace: str, service: str, pod: int, uid: str, policy: Policy | None
     ) -> list[int]:
-        """Where a uid of ``pod`` may go, the best first. Raises ``NoRoutablePod`` if there is
-        nowhere.
-        """
+        """Where a uid of ``pod`` may go, the best first. Raises ``NoRoutablePod`` if there is nowhere."""
         parts = await self._engine.opened()
         view = await parts.views.get(namespace, service)
         ranked = self._rank((namespace, uid, service), view, policy or self._policy, {pod})
@@ -344,9 +337,7 @@ class Routes:
         return owner, True
 
     async def claim(self, link: _LinkName, pod: int) -> int:
-        """Make the uid's link persistent for ``pod`` unless another pod has it. Returns the
-        owner.
-        """
+        """Make the uid's link persistent for ``pod`` unless another pod has it. Returns the owner."""
         _, owner, _ = await self._compute(
             link, PERSIST_FOREVER, (), [pod], mode="claim", operation="accept"
         )

@@ -1,9 +1,7 @@
 """The Lua scripts: where their files are, and the SHA1 under which a server knows each.
 
-The files are part of the contract with programs in other languages and live in ``lua_scripts/`` of
-the project. A wheel carries them as ``sfroute/lua_scripts``; an editable install or a clone has
-them
-beside the package.
+The files are part of the contract with programs in other languages and live in ``lua_scripts/`` of the project. A wheel
+carries them as ``sfroute/lua_scripts``; an editable install or a clone has them beside the package.
 """
 
 from __future__ import annotations

@@ -3,15 +3,14 @@
 Redis may or may not have executed a command whose answer was lost. So:
 
 - Errors that prove "not executed" (``failures.py``) are retried freely, and so is whatever was never sent.
-- After an *ambiguous* loss a command is sent again only if it is *repeatable*: a read, or a write
-whose repetition gives the true
-  result. Writes on links are, because their scripts leave an operation record in the same slot,
-  atomically with the write: the
-  repetition of a write that did happen returns what the first one replied, and changes nothing.
+- After an *ambiguous* loss a command is sent again only if it is *repeatable*: a read, or a write whose repetition
+  gives the true result. Writes on links are, because their scripts leave an operation record in the same slot,
+  atomically with the write: the repetition of a write that did happen returns what the first one replied, and changes
+  nothing.
 - Everything else raises ``OutcomeUnknown``.
 
-Cancelling a caller never tears a connection: its command either has not been sent, and is not, or
-its reply is read and thrown away.
+Cancelling a caller never tears a connection: its command either has not been sent, and is not, or its reply is read and
+thrown away.
 
 Who may touch it: only the event loop.
 """
@@ -63,8 +62,7 @@ class Command:
         repeatable: sending it again after an ambiguous loss gives the true result.
         script: the script it runs.
         arguments: what follows the script in the call.
-        settled: called in the data callback as soon as its effect is behind us, even if the caller
-            has gone.
+        settled: called in the data callback as soon as its effect is behind us, even if the caller has gone.
     """
 
     operation: str
@@ -78,9 +76,7 @@ class Command:
     settled: Callable[[], None] = _nothing
 
     def by_source(self) -> bytes:
-        """The call of its script with the source in place of the SHA-1, for a node that does not
-        know it.
-        """
+        """The call of its script with the source in place of the SHA-1, for a node that does not know it."""
         assert self.script is not None
         return encode("EVAL", self.script.source, *self.arguments)
 
@@ -152,9 +148,7 @@ class Store:
         topology.on_change(self._on_topology_change)
 
     async def preload_scripts(self) -> None:
-        """Load all scripts on all primaries. A node that will not is no trouble: it gets EVAL when
-        its time comes.
-        """
+        """Load all scripts on all primaries. A node that will not is no trouble: it gets EVAL when its time comes."""
         payloads = [encode("SCRIPT", "LOAD", script.source) for script in SCRIPTS.values()]
         calls: list[Call] = []
         for address in self._topology.primaries():
@@ -176,8 +170,7 @@ class Store:
     async def run(self, command: Command) -> object:
         """The reply to a command, sent as often as needed and allowed.
 
-        Raises ``StoreUnavailable``, ``OutcomeUnknown``, ``CorruptReply``, ``ScriptFailed``,
-        another ``StoreError``, or
+        Raises ``StoreUnavailable``, ``OutcomeUnknown``, ``CorruptReply``, ``ScriptFailed``, another ``StoreError``, or
         ``RouterClosed``.
         """
         return await self._run(command, _Course())
@@ -472,8 +465,8 @@ class Store:
 
 
 def _final_error(command: Command, failure: Failure) -> StoreError:
-    """The error for a reply that sending again will not mend. Servers' texts may echo keys, so
-    only the code is shown.
+    """The error for a reply that sending again will not mend. Servers' texts may echo keys, so only the code is
+    shown.
     """
     if failure.kind is Kind.CORRUPT:
         key = command.key

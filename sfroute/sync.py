@@ -1,7 +1,6 @@
 """``Router``: the same router for threads.
 
-One background thread runs an event loop with an ``AsyncRouter`` in it, where all logic and all I/O
-are. A cached answer
+One background thread runs an event loop with an ``AsyncRouter`` in it, where all logic and all I/O are. A cached answer
 is served in the caller's thread, without a lock; everything else is handed to the loop.
 """
 
@@ -52,13 +51,12 @@ _NOBODY: Final[frozenset[int]] = frozenset()
 class Router:
     """Routes uids to pods, for threads. One router serves any number of them.
 
-    It opens on ``with``, ``open()`` or first use, and runs one background thread. After a fork the
-    child opens anew on next use.
-    The operations, their errors and their cache are those of ``AsyncRouter``.
+    It opens on ``with``, ``open()`` or first use, and runs one background thread. After a fork the child opens anew on
+    next use. The operations, their errors and their cache are those of ``AsyncRouter``.
 
     Args:
-        client: a client of redis-py, sync or asyncio: start nodes, credentials and connection
-            settings are taken from it.
+        client: a client of redis-py, sync or asyncio: start nodes, credentials and connection settings are taken from
+            it.
         config: how to behave.
     """
 
@@ -69,8 +67,7 @@ class Router:
     def from_url(cls, url: str, *, config: RouterConfig | None = None) -> Self:
         """A router for ``redis://``, ``rediss://``, ``redis+cluster://`` or ``rediss+cluster://``.
 
-        Several start nodes of a cluster are separated by commas; redis-py's options follow as a
-        query string.
+        Several start nodes of a cluster are separated by commas; redis-py's options follow as a query string.
 
         Raises:
             ConfigError: the URL cannot be used; the text does not repeat it.
@@ -99,8 +96,7 @@ class Router:
     # Life
 
     def open(self) -> None:
-        """Start the background thread, learn the topology, preload the scripts. The first call
-        does it too.
+        """Start the background thread, learn the topology, preload the scripts. The first call does it too.
 
         Raises:
             StoreUnavailable: no start node answered before the deadline.
@@ -198,9 +194,7 @@ class Router:
         return self._call(lambda r: r.get_workload_state_batch(namespace, services))
 
     def get_pods(self, namespace: str, service: str, *, fresh: bool = False) -> dict[int, Pod]:
-        """Pod id -> what is known of it: the view by which this gateway routes; ``fresh`` asks the
-        store.
-        """
+        """Pod id -> what is known of it: the view by which this gateway routes; ``fresh`` asks the store."""
         return self._call(lambda r: r.get_pods(namespace, service, fresh=fresh))
 
     # Links: writing
@@ -213,9 +207,7 @@ class Router:
         pod: int,
         persist_seconds: int = PERSIST_FOREVER,
     ) -> int | None:
-        """Link a uid to a pod; the last writer wins. Returns the previous pod, None if there was
-        none.
-        """
+        """Link a uid to a pod; the last writer wins. Returns the previous pod, None if there was none."""
         return self._call(lambda r: r.set_linked_pod(namespace, uid, service, pod, persist_seconds))
 
     def try_set_linked_pod(
@@ -243,8 +235,8 @@ class Router:
     ) -> int:
         """Link a uid that has no link. Returns the owner: ``pod``, or who was there.
 
-        ``refresh``: also extend an existing temporary link to ``persist_seconds``; it is never
-        shortened and never deleted.
+        ``refresh``: also extend an existing temporary link to ``persist_seconds``; it is never shortened and never
+        deleted.
         """
         return self._call(
             lambda r: r.set_linked_pod_if_absent(
@@ -257,8 +249,7 @@ class Router:
     ) -> bool:
         """Remove a link. True if there was one.
 
-        ``PERSIST_FOREVER`` deletes it now; N seconds *demote* it to a temporary link: the grace
-        period for a reconnect.
+        ``PERSIST_FOREVER`` deletes it now; N seconds *demote* it to a temporary link: the grace period for a reconnect.
         """
         return self._call(lambda r: r.remove_linked_pod(namespace, uid, service, persist_seconds))
 
@@ -305,9 +296,7 @@ class Router:
     def get_linked_pod_if_persist(
         self, namespace: str, uid: str, service: str, *, fresh: bool = False
     ) -> int | None:
-        """The pod a uid is *persistently* linked to, None otherwise. The same cache entry serves
-        it.
-        """
+        """The pod a uid is *persistently* linked to, None otherwise. The same cache entry serves it."""
         operation, key = "get_linked_pod_if_persist", (namespace, uid, service)
         entry = self._cached(operation, key, fresh=fresh)
         if entry is None:
@@ -352,9 +341,8 @@ class Router:
             namespace: the namespace.
             uid: the user.
             service: the service.
-            persist_seconds: the kind of link to make; a temporary one that is found is extended to
-                it once half of
-                its time is gone. None: ``PlacementConfig.persist_seconds``.
+            persist_seconds: the kind of link to make; a temporary one that is found is extended to it once half of its
+                time is gone. None: ``PlacementConfig.persist_seconds``.
             policy: how to choose; None: the router's own, the power of two choices.
             exclude: pods that must not be used, such as one that refused the connection.
             fresh: ask the store for the link and for the pods, whatever is cached.
@@ -389,8 +377,7 @@ class Router:
     def move_linked_pod(
         self, namespace: str, uid: str, service: str, expected: int, pod: int
     ) -> int | None:
-        """Move a uid from pod ``expected`` to ``pod`` if its link is there; its kind and remaining
-        time stay.
+        """Move a uid from pod ``expected`` to ``pod`` if its link is there; its kind and remaining time stay.
 
         Returns the owner afterwards: ``pod``, whoever else has the uid, or None if it has no link.
         """
@@ -414,13 +401,10 @@ class Router:
         rate: float | None = None,
         dry_run: bool = False,
     ) -> Generator[EvacuationProgress, None, None]:
-        """Move every link off a pod, telling how far it has come; the last element has ``done``
-        set.
+        """Move every link off a pod, telling how far it has come; the last element has ``done`` set.
 
-        Each link is moved by its own compare-and-set, its kind and remaining time kept; gateways
-        may route all the
-        while. Let the pod drain first, or gateways go on placing uids on it. After an
-        interruption, start again.
+        Each link is moved by its own compare-and-set, its kind and remaining time kept; gateways may route all the
+        while. Let the pod drain first, or gateways go on placing uids on it. After an interruption, start again.
 
         Args:
             namespace: the namespace.
@@ -447,8 +431,8 @@ class Router:
     ) -> object:
         """Run one of the eleven scripts as it is; the raw reply.
 
-        All keys must be in one slot. A script that writes is not sent again after an ambiguous
-        loss (``OutcomeUnknown``).
+        All keys must be in one slot. A script that writes is not sent again after an ambiguous loss
+        (``OutcomeUnknown``).
         """
         return self._call(lambda r: r.execute_script(name, keys, args))
 
@@ -497,8 +481,6 @@ _open_routers: weakref.WeakSet[Router] = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    """Before the interpreter takes the background threads away: later calls raise instead of
-    waiting for ever.
-    """
+    """Before the interpreter takes the background threads away: later calls raise instead of waiting for ever."""
     for router in list(_open_routers):
         router.close()

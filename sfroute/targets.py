@@ -1,6 +1,4 @@
-"""From what a caller has, a URL or a redis-py client, to what a router needs: start nodes and
-connection settings.
-"""
+"""From what a caller has, a URL or a redis-py client, to what a router needs: start nodes and connection settings."""
 
 from __future__ import annotations
 
@@ -77,9 +75,7 @@ class StoreTarget:
         )
 
     def make_cluster_client(self, config: RouterConfig) -> AsyncRedisCluster:
-        """A redis-py client of the router's own: it learns the slot map, nothing else is sent
-        through it.
-        """
+        """A redis-py client of the router's own: it learns the slot map, nothing else is sent through it."""
         accepted = inspect.signature(AsyncRedisCluster.__init__).parameters
         options = {name: value for name, value in self.options.items() if name in accepted}
         options |= {
@@ -109,9 +105,7 @@ def _uses_tls(options: Mapping[str, Any]) -> bool:
 
 
 def _tls_context(options: Mapping[str, Any]) -> Any:
-    """redis-py's own reading of its ``ssl_*`` options; certificates are checked unless it was told
-    not to.
-    """
+    """redis-py's own reading of its ``ssl_*`` options; certificates are checked unless it was told not to."""
     accepted = inspect.signature(RedisSSLContext.__init__).parameters
     given = {
         name.removeprefix("ssl_"): value
@@ -131,13 +125,12 @@ def _tls_context(options: Mapping[str, Any]) -> Any:
 def target_of_url(url: str) -> StoreTarget:
     """Read ``redis://``, ``rediss://``, ``redis+cluster://`` or ``rediss+cluster://``.
 
-    Several start nodes are separated by commas (``redis+cluster://user:password@a:6379,b:6379``);
-    user and password stand once, percent-encoded.
-    Options follow as a query string, under redis-py's names (``?ssl_ca_certs=/etc/ca.pem``).
+    Several start nodes are separated by commas (``redis+cluster://user:password@a:6379,b:6379``); user and password
+    stand once, percent-encoded. Options follow as a query string, under redis-py's names
+    (``?ssl_ca_certs=/etc/ca.pem``).
 
     Raises:
-        ConfigError: the URL cannot be used; the text does not repeat it, since it may hold a
-            password.
+        ConfigError: the URL cannot be used; the text does not repeat it, since it may hold a password.
     """
     if not isinstance(url, str):
         raise ConfigError(f"the URL must be a str, not {type(url).__name__}")
@@ -202,8 +195,8 @@ def _parse_node(text: str) -> Address:
 def target_of_client(client: AnyClient) -> StoreTarget:
     """Take start nodes, credentials and connection settings of a redis-py client.
 
-    An asyncio ``RedisCluster`` is borrowed: its slot map is used, and it is never closed. Of the
-    others only the settings are taken.
+    An asyncio ``RedisCluster`` is borrowed: its slot map is used, and it is never closed. Of the others only the
+    settings are taken.
 
     Raises:
         ConfigError: not a client of redis-py, or one that cannot be used.

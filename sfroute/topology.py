@@ -38,8 +38,9 @@ __all__ = ["ClusterTopology", "SingleNode", "Topology", "make_topology"]
 _log = logging.getLogger(__name__)
 
 MIN_REFRESH_INTERVAL: Final = 0.1
-"""Seconds between two questions for the slot map: a failover is noticed in time, a storm of MOVED
-costs ten a second."""
+"""Seconds between two questions for the slot map: a failover is noticed in time, a storm of MOVED costs ten a
+second.
+"""
 
 ChangeListener = Callable[[set[Address]], None]
 
@@ -68,9 +69,7 @@ class Topology(ABC):
 
     @abstractmethod
     def learn(self, slot: int, address: Address) -> bool:
-        """A node said (MOVED) that the slot is another's. False if that cannot be in this
-        topology.
-        """
+        """A node said (MOVED) that the slot is another's. False if that cannot be in this topology."""
 
     @abstractmethod
     def refresh_soon(self, suspect: Address | None = None) -> None:
@@ -135,9 +134,8 @@ class ClusterTopology(Topology):
         super().__init__()
         self._client = client
         self._owned = owned
-        # redis-py replaces its start nodes by those it discovers. When every node has moved, the
-        # names that
-        # the application gave are the only ones left that lead anywhere.
+        # redis-py replaces its start nodes by those it discovers. When every node has moved, the names that the
+        # application gave are the only ones left that lead anywhere.
         self._start = [(node.host, node.port) for node in start]
         self._deadline = deadline
         self._by_slot: list[Address | None] = [None] * SLOTS
@@ -151,8 +149,8 @@ class ClusterTopology(Topology):
         ] = {AsyncAfterSlotsCacheRefreshEvent: [self._listener]}
 
     async def open(self) -> None:
-        """Ask the start nodes for the slot map until the deadline, or until they say what asking
-        again will not mend.
+        """Ask the start nodes for the slot map until the deadline, or until they say what asking again will not
+        mend.
         """
         self._client.nodes_manager._event_dispatcher.register_listeners(self._events)
         loop = asyncio.get_running_loop()
@@ -182,8 +180,8 @@ class ClusterTopology(Topology):
             self._task.cancel()
             await asyncio.wait([self._task])
         if self._owned:
-            # The start nodes have connections of their own, which RedisCluster.aclose() leaves open
-            # unless it was initialised by itself.
+            # The start nodes have connections of their own, which RedisCluster.aclose() leaves open unless it was
+            # initialised by itself.
             await self._client.nodes_manager.aclose()
             await self._client.nodes_manager.aclose("startup_nodes")
 

@@ -25,12 +25,10 @@ __all__ = [
 ]
 
 PERSIST_FOREVER: Final = -1
-"""``persist_seconds`` of a link without expiry (the contract shared with the Go and Java
-programs)."""
+"""``persist_seconds`` of a link without expiry (the contract shared with the Go and Java programs)."""
 
 MAX_PERSIST_SECONDS: Final = 2**53 // 1000
-"""The longest TTL whose milliseconds are still exact in a Lua or JavaScript number (about 285,000
-years)."""
+"""The longest TTL whose milliseconds are still exact in a Lua or JavaScript number (about 285,000 years)."""
 
 RUNNING: Final = "Running"
 """Takes new uids and keeps its own."""
@@ -68,10 +66,8 @@ class Link:
         pod: the pod id, ``>= 0``.
         persistent: True if the link has no expiry.
         source: ``"cache"``, ``"store"``, ``"placed"`` (the uid had no link) or ``"moved"`` (its pod was gone).
-        stale: True if the store could not be reached and the answer is older than the coherence
-            contract allows.
-        age: seconds since the look-up behind the answer was sent; 0.0 for an answer made by this
-            call.
+        stale: True if the store could not be reached and the answer is older than the coherence contract allows.
+        age: seconds since the look-up behind the answer was sent; 0.0 for an answer made by this call.
     """
 
     pod: int
@@ -89,8 +85,7 @@ class Pod:
         id: the pod id, ``>= 0``.
         status: the status the pod reported, such as ``"Running"``; ``"Unknown"`` if it could not be read.
         load: the load the pod reported (unit of the pods' own choice, lower is freer), or None.
-        age: seconds since the pod's last heartbeat by the server's clock, or None if it carries no
-            stamp.
+        age: seconds since the pod's last heartbeat by the server's clock, or None if it carries no stamp.
         extra: further fields of a JSON state.
     """
 
@@ -125,8 +120,8 @@ class EvacuationProgress:
         moved: links moved to another pod (or that would be: dry run).
         elsewhere: links that somebody else had moved or removed meanwhile.
         failed: links that could not be moved; a further pass tries them again.
-        passes: passes over all keys finished. The last one of a finished evacuation has found
-            nothing, unless gateways go on placing uids on the pod: then there are ten.
+        passes: passes over all keys finished. The last one of a finished evacuation has found nothing, unless gateways
+            go on placing uids on the pod: then there are ten.
         done: True in the last element.
     """
 

@@ -1,10 +1,9 @@
 """What a gateway knows of the pods of each service: fetched when needed, renewed while it is used.
 
-A view is used while a newer one is fetched (stale-while-revalidate), but not for long, and not past
-the instant at which a pod in it would count as dead: a dead pod is noticed when its time is up, not
-when somebody looks. While the store does not answer, the last view goes on serving for a known
-link; and when it answers again, pods are not taken for dead because *their* heartbeats met the
-same trouble.
+A view is used while a newer one is fetched (stale-while-revalidate), but not for long, and not past the instant at
+which a pod in it would count as dead: a dead pod is noticed when its time is up, not when somebody looks. While the
+store does not answer, the last view goes on serving for a known link; and when it answers again, pods are not taken for
+dead because *their* heartbeats met the same trouble.
 
 Who may touch it: only the event loop.
 """
@@ -33,8 +32,7 @@ _log = logging.getLogger(__name__)
 
 MAX_SERVICES = 4096
 USABLE_PERIODS = 2
-"""A view may be used while it is renewed, up to this many times ``pod_view_max_age``; after that
-callers wait."""
+"""A view may be used while it is renewed, up to this many times ``pod_view_max_age``; after that callers wait."""
 PATIENCE = 0.5
 """Seconds a fetch may take before it counts as trouble and known links are served without it."""
 
@@ -51,8 +49,7 @@ class ServiceView:
         pods: pod id -> view. Ages are those at the reading.
         gone: pod id -> why its links must be moved.
         pod_timeout: seconds after which a silent pod counted as dead.
-        missed: pod id -> instant until which it is waited for: it was alive when last seen, and is
-            reported no more.
+        missed: pod id -> instant until which it is waited for: it was alive when last seen, and is reported no more.
         read_at: when they were asked for, by the clock of ``PodViews``.
         usable_until: instant from which a newer one is needed.
         renewing: a newer one has been asked for.
@@ -85,16 +82,14 @@ class ServiceView:
         self.renewing = False
 
     def keeps(self, pod: int) -> bool:
-        """True if links to this pod stay: it is there and not gone, or nothing at all is known of
-        the service.
-        """
+        """True if links to this pod stay: it is there and not gone, or nothing at all is known of the service."""
         if not self.pods:
             return True
         return (pod in self.pods and pod not in self.gone) or pod in self.missed
 
     def takers(self, exclude: Collection[int], now: float) -> list[Pod]:
-        """The pods that may take new uids: routable, not excluded, and still within their time if
-        the view is an old one.
+        """The pods that may take new uids: routable, not excluded, and still within their time if the view is an old
+        one.
         """
         oldest = self.pod_timeout - (now - self.read_at)
         return [
@@ -107,8 +102,8 @@ class ServiceView:
         ]
 
     def look_back(self, before: ServiceView, pod_timeout: float) -> None:
-        """A pod that vanished is waited for as long as one that fell silent: whoever lost the
-        states has not ended the pods, and their next heartbeats bring them back.
+        """A pod that vanished is waited for as long as one that fell silent: whoever lost the states has not ended the
+        pods, and their next heartbeats bring them back.
         """
         alive = {pod: before.read_at + pod_timeout for pod in before.pods if pod not in before.gone}
         self.missed = {
@@ -122,8 +117,8 @@ class ServiceView:
 class _Service:
     """What is kept of one service.
 
-    ``troubled_since``: when the first of those fetches began that have failed or taken long.
-    ``allowance``: seconds by which heartbeats may be late for that reason, until ``allowed_until``.
+    ``troubled_since``: when the first of those fetches began that have failed or taken long. ``allowance``: seconds by
+    which heartbeats may be late for that reason, until ``allowed_until``.
     """
 
     __slots__ = (
@@ -165,8 +160,7 @@ class PodViews:
         self.closed = asyncio.Event()
 
     def usable(self, namespace: str, service: str) -> ServiceView | None:
-        """A view that may be used now; sees to its renewal when that is due. None: ``get`` must be
-        awaited.
+        """A view that may be used now; sees to its renewal when that is due. None: ``get`` must be awaited.
 
         The one method that any thread may call.
         """
@@ -198,8 +192,8 @@ class PodViews:
     async def get_soon(
         self, namespace: str, service: str, *, fresh: bool = False
     ) -> ServiceView | None:
-        """As ``get``, but if the store does not answer soon the last view, unless it is older than
-        a pod may be silent; then None: nothing is known.
+        """As ``get``, but if the store does not answer soon the last view, unless it is older than a pod may be silent;
+        then None: nothing is known.
         """
         name = (namespace, service)
         if not fresh:
@@ -262,9 +256,7 @@ class PodViews:
     async def _wait(
         self, known: _Service, fetch: asyncio.Task[ServiceView], patience: float | None
     ) -> None:
-        """Wait; the patience of all callers together begins with the fetch, and is over once there
-        is trouble.
-        """
+        """Wait; the patience of all callers together begins with the fetch, and is over once there is trouble."""
         left = None
         if patience is not None:
             began = -inf if known.troubled_since is not None else known.fetch_began
@@ -292,8 +284,7 @@ class PodViews:
             known.view.renewing = False
         if fetch.cancelled() or fetch.exception() is None:
             return
-        # Whoever awaits it is told; a renewal that nobody awaits is tried again when the view is
-        # next used.
+        # Whoever awaits it is told; a renewal that nobody awaits is tried again when the view is next used.
         if known.troubled_since is None:
             known.troubled_since = known.fetch_began
         level = logging.DEBUG if isinstance(fetch.exception(), SfrouteError) else logging.ERROR
@@ -329,8 +320,8 @@ class PodViews:
     def _pod_timeout(self, known: _Service, now: float) -> float:
         """Seconds after which a silent pod is dead, as things are.
 
-        Pods could not report while the store was out of reach: for a third of the timeout, which is
-        a heartbeat, what it was out of reach is not held against them.
+        Pods could not report while the store was out of reach: for a third of the timeout, which is a heartbeat, what
+        it was out of reach is not held against them.
         """
         pod_timeout = self._config.pod_timeout
         if known.troubled_since is not None:

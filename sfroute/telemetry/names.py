@@ -1,7 +1,6 @@
 """Every name under which sfroute appears in telemetry. Pure.
 
-Spans and attributes follow OpenTelemetry's semantic conventions 1.44 for database clients (Redis);
-what they have no
+Spans and attributes follow OpenTelemetry's semantic conventions 1.44 for database clients (Redis); what they have no
 word for stands under ``sfroute.``. No name, value or label holds a uid, a key or a credential.
 """
 

@@ -1,12 +1,11 @@
 """The queue between what happens and the spans that tell of it, and the worker that makes them.
 
-The caller's path only appends to a bounded queue. A thread of the router takes records out, makes
-real spans of them (sampler, processors, parent, true start and end times) and ends them. What does
-not fit is dropped and counted. A quarter of the queue is kept free of cached answers: a flood of
-those must not hide the errors among the rest.
+The caller's path only appends to a bounded queue. A thread of the router takes records out, makes real spans of them
+(sampler, processors, parent, true start and end times) and ends them. What does not fit is dropped and counted. A
+quarter of the queue is kept free of cached answers: a flood of those must not hide the errors among the rest.
 
-Who may touch it: any thread appends; only the worker takes out, and once it has ended, whoever
-comes late, under a lock.
+Who may touch it: any thread appends; only the worker takes out, and once it has ended, whoever comes late, under a
+lock.
 """
 
 from __future__ import annotations
@@ -32,12 +31,10 @@ __all__ = ["FLUSH_SECONDS", "MAX_LINKS", "HitHook", "Recorder", "user_hash"]
 _log = logging.getLogger(__name__)
 
 POLL_SECONDS: Final = 0.1
-"""How often the worker looks. Waking it for each record would cost the caller more than the
-record."""
+"""How often the worker looks. Waking it for each record would cost the caller more than the record."""
 
 FLUSH_SECONDS: Final = 5.0
-"""How long closing waits for the worker. It works for the application's processors, and those may
-wait for anything."""
+"""How long closing waits for the worker. It works for the application's processors, and those may wait for anything."""
 
 MAX_LINKS: Final = 128
 """Links of one span; the SDK's own default limit."""
@@ -99,8 +96,8 @@ class Recorder:
         return True
 
     def hit_hook(self) -> HitHook:
-        """What records a cached answer, once ``attend`` was called. Everything it needs is bound:
-        each nanosecond counts here.
+        """What records a cached answer, once ``attend`` was called. Everything it needs is bound: each nanosecond
+        counts here.
         """
         queue, append = self.queue, self.queue.append
         capacity = self._capacity - self._capacity // 4
@@ -109,8 +106,7 @@ class Recorder:
             operation: str, namespace: str, service: str | None, uid: str, started: int
         ) -> None:
             if len(queue) < capacity:
-                # Copying the whole context takes constant time, less than asking OpenTelemetry for
-                # its part of it.
+                # Copying the whole context takes constant time, less than asking OpenTelemetry for its part of it.
                 append((operation, namespace, service, uid, started, time_ns(), copy_context()))
             else:
                 self.dropped += 1
@@ -128,16 +124,16 @@ class Recorder:
                     return
                 self._worker = worker
                 self._attended = True
-                # Exit handlers run in reverse order. Whoever wants spans has set its SDK up by now,
-                # so this comes before that shuts down.
+                # Exit handlers run in reverse order. Whoever wants spans has set its SDK up by now, so this comes
+                # before that shuts down.
                 atexit.register(self._at_exit)
         if self._ended:
             # A call that was under way while the router closed.
             self._drain()
 
     def stop(self, done: Callable[[], None]) -> None:
-        """Make spans of all that is queued, then end; ``done`` is called from the worker, or at
-        once if there is none.
+        """Make spans of all that is queued, then end; ``done`` is called from the worker, or at once if there is
+        none.
         """
         with self._lock:
             self._stop.set()
@@ -186,8 +182,7 @@ class Recorder:
 
     def _drain(self) -> None:
         with self._draining:
-            # Nothing of the caller's or of ours may be traced from here: an exporter's own
-            # requests, say.
+            # Nothing of the caller's or of ours may be traced from here: an exporter's own requests, say.
             token = otel_context.attach(otel_context.Context())
             try:
                 while True:
@@ -203,8 +198,8 @@ class Recorder:
         try:
             self._make(record)
         except Exception:  # noqa: BLE001 - see below
-            # A sampler or a processor of the application failed; the call that it was to hear of
-            # did not. It may fail for every span: one traceback is enough.
+            # A sampler or a processor of the application failed; the call that it was to hear of did not. It may fail
+            # for every span: one traceback is enough.
             self.dropped += 1
             level = logging.DEBUG if self._failed else logging.ERROR
             self._failed = True
@@ -264,9 +259,7 @@ class Recorder:
         return attributes
 
     def _span_of(self, tracer: Tracer, record: CallRecord) -> Span:
-        """The span of a public call; begun when it is first spoken of, since a batch may end
-        before its calls do.
-        """
+        """The span of a public call; begun when it is first spoken of, since a batch may end before its calls do."""
         if record.span is None:
             record.span = tracer.start_span(
                 f"sfroute {record.operation}",

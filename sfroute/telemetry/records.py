@@ -1,7 +1,6 @@
 """What happened, written down cheaply while it happens; spans are made of it later. Pure.
 
-A record is touched by the event loop (and, before it is handed there, by the calling thread); once
-pushed to the queue
+A record is touched by the event loop (and, before it is handed there, by the calling thread); once pushed to the queue
 it belongs to the worker.
 """
 
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["CURRENT", "CallRecord", "ClientRecord", "EventRecord", "HitRecord", "time_ns"]
 
 HitRecord = tuple[str, str, str | None, str, int, int, CallerContext]
-"""A cached answer: operation, namespace, service, uid, start and end in Unix nanoseconds, context
-variables of the caller.
+"""A cached answer: operation, namespace, service, uid, start and end in Unix nanoseconds, context variables of the
+caller.
 
 A plain tuple: on the hot path nothing else is cheap enough. The uid is used for ``user.hash`` only.
 """
@@ -84,8 +83,7 @@ class CallRecord:
 
 
 class ClientRecord:
-    """One logical call to the store: a script, a command, or a batch of look-ups that left
-    together.
+    """One logical call to the store: a script, a command, or a batch of look-ups that left together.
 
     Attributes:
         parent: the public call it was made for; None for a batch that served several.
@@ -141,9 +139,7 @@ class ClientRecord:
 
 
 class EventRecord:
-    """Something that happened by itself: an invalidation, a lane lost or restored, a change of
-    topology.
-    """
+    """Something that happened by itself: an invalidation, a lane lost or restored, a change of topology."""
 
     __slots__ = ("attributes", "ended", "name", "started")
 

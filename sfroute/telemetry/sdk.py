@@ -29,8 +29,7 @@ def setup_sdk(service_name: str, *, metrics: bool) -> Callable[[], None]:
     if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
         # The API would keep the first provider and only log it; this one's threads would stay.
         raise ConfigError("this process has an OpenTelemetry SDK already; set one up once")
-    # OTEL_RESOURCE_ATTRIBUTES is read by the SDK, and so is OTEL_SERVICE_NAME where nothing is said
-    # here.
+    # OTEL_RESOURCE_ATTRIBUTES is read by the SDK, and so is OTEL_SERVICE_NAME where nothing is said here.
     resource = Resource.create({"service.name": service_name} if service_name else None)
     tracers = TracerProvider(resource=resource)
     tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

@@ -16,8 +16,8 @@ class Traffic:
     Attributes:
         requests: how many.
         users: from how many uids.
-        exponent: of Zipf's law: the user of rank k makes a share of the requests proportional to 1 / k**exponent.
-            Of visits to web pages it is 0.64 to 0.83 (Breslau et al., "Web Caching and Zipf-like Distributions", 1999).
+        exponent: of Zipf's law: the user of rank k makes a share of the requests proportional to 1 / k**exponent. Of
+            visits to web pages it is 0.64 to 0.83 (Breslau et al., "Web Caching and Zipf-like Distributions", 1999).
         rate: requests per second, on average; they arrive at random (a Poisson process).
         seed: of the random numbers.
     """

@@ -12,6 +12,7 @@ import functools
 import inspect
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -26,6 +27,10 @@ import redis.cluster
 from program import Client, LinkProgram, StateProgram
 
 from sfroute.embedded import LocalCluster
+
+# A shell starts what runs in its background with SIGINT ignored, and children inherit that; the tests send it to some.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # --- servers
 

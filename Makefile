@@ -85,12 +85,28 @@ test-lowest: ## run the tests with the lowest versions that pyproject.toml admit
 	@.ci/make-venv .cache/venv-lowest test constraints/lowest.txt constraints/dev.txt
 	.cache/venv-lowest/bin/python -m pytest -m "not packaging and not slow" $(ARGS)
 
+# The contenders have an environment of their own.
+BENCH_VENV ?= .cache/venv-bench
+BENCH_STAMP := $(BENCH_VENV)/.installed
+
+$(BENCH_STAMP): pyproject.toml constraints/bench.txt constraints/dev.txt
+	@.ci/make-venv $(BENCH_VENV) bench constraints/bench.txt constraints/dev.txt
+	@touch $@
+
+.PHONY: bench
+bench: $(BENCH_STAMP) ## measure beside every peer, and write docs/benchmarks.md (needs a quiet machine)
+	@$(BENCH_VENV)/bin/python benchmarks/suite.py $(ARGS)
+
+.PHONY: bench-quick
+bench-quick: $(BENCH_STAMP) ## the same in less than a minute: shows that it works, and rough figures
+	@$(BENCH_VENV)/bin/python benchmarks/suite.py --quick $(ARGS)
+
 .PHONY: ci
 ci: ## everything that a change must pass
 	@.ci/run
 
 .PHONY: lock
-lock: ## write constraints/dev.txt anew: the newest versions that pyproject.toml admits
+lock: ## write constraints/dev.txt and bench.txt anew: the newest versions that pyproject.toml admits
 	@.ci/lock
 
 .PHONY: clean

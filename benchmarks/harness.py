@@ -1,9 +1,7 @@
-"""How the benchmarks compare: contenders take turns in one run, and the figure is the ratio within
-a round.
+"""How the benchmarks compare: contenders take turns in one run, and the figure is the ratio within a round.
 
-Machines drift; two contenders measured one right after the other drift together. So each round
-runs every contender once, in an order that
-rotates, and the ratio to the baseline is taken per round. Reported: the median, with the
+Machines drift; two contenders measured one right after the other drift together. So each round runs every contender
+once, in an order that rotates, and the ratio to the baseline is taken per round. Reported: the median, with the
 smallest and largest.
 """
 

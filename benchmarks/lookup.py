@@ -1,10 +1,9 @@
 """What a look-up costs, beside what a user would write instead.
 
-    python benchmarks/lookup.py [--rounds N] [--scale X]
+    python benchmarks/lookup.py [--rounds N] [--scale X] [--only WORDS]
 
-Hits are compared with a hand-written ``@cachetools.cached(TTLCache, lock=Lock())``, misses with
-bare redis-py on the same cluster, in the
-same run, interleaved. Every miss asks for a uid that this router has never seen; its link exists.
+Hits are compared with a hand-written ``@cachetools.cached(TTLCache, lock=Lock())``, misses with bare redis-py on the
+same cluster, in the same run, interleaved. Every miss asks for a uid that this router has never seen; its link exists.
 """
 
 from __future__ import annotations
@@ -52,8 +51,7 @@ class Population:
         return f"user-{number:015d}"
 
     def take(self, count: int) -> list[str]:
-        """The next ``count`` uids; from the beginning again when all were used, which caches must
-        not notice."""
+        """The next ``count`` uids; from the beginning again when all were used, which caches must not notice."""
         return [self._name(next(self._numbers) % self._count) for _ in range(count)]
 
 
@@ -200,11 +198,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--scale", type=float, default=1.0, help="work per round, 1.0 = full")
+    parser.add_argument("--only", default="", help="only what has these words in its name")
     parser.add_argument("--uvloop", action="store_true", help="run asyncio on uvloop")
     options = parser.parse_args()
     scale = options.scale
-    # Entries of one turn must be gone when its uids come again: one round trip through the
-    # population outlasts them.
+    # Entries of one turn must be gone when its uids come again: one round trip through the population outlasts them.
     config = sfroute.RouterConfig(cache=sfroute.CacheConfig(max_entries=20_000))
     if options.uvloop:
         loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
@@ -238,6 +236,7 @@ def main() -> None:
             sync_misses(router, fast, bare, population, 1, int(2000 * scale)),
             sync_misses(router, fast, bare, population, 16, int(6400 * scale)),
         ]
+        comparisons = [each for each in comparisons if options.only in each.work]
         for comparison in comparisons:
             comparison.run(options.rounds)
         print(machine("sfroute", "redis", "cachetools", "hiredis"))

@@ -15,7 +15,7 @@ from .cache import CacheKey, Flight
 from .config import RouterConfig
 from .errors import ConfigError, RouterClosed
 from .links import check_lookup
-from .lookup import result_or_again
+from .lookup import raise_unless_again
 from .router import AsyncRouter
 from .targets import StoreTarget
 from .telemetry import CallRecord
@@ -155,9 +155,10 @@ class Background:
             waiter = _ThreadWaiter()
             self._inbox.append((key, waiter, fresh, record, give_up))
             self._wake_loop()
-            flight = result_or_again(waiter.wait(), operation, time.monotonic() < give_up)
-            if flight is not None:
+            flight = waiter.wait()
+            if flight.error is None:
                 return flight
+            raise_unless_again(flight.error, operation, time.monotonic() < give_up)
 
     def _wake_loop(self) -> None:
         if self._stopped:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from math import inf
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 from . import replies
 from .cache import CacheKey, Epoch, Flight, LookupCache, Value, Waiter
@@ -162,9 +162,10 @@ class Lane:
 
     def on_sent(self, requests: list[Request], connection: Connection) -> None:
         """A batch of look-ups has left: one span tells of it when the last of them is answered."""
-        reads = [request for request in requests if isinstance(request, Read)]
+        reads = cast("list[Read]", requests)  # nothing else is submitted to a lane
+        epoch = self.epoch
         for read in reads:
-            read.epoch = self.epoch
+            read.epoch = epoch
             read.flight.sent = True
         if self._telemetry.tracing:
             record = self._telemetry.batch(
@@ -249,14 +250,20 @@ class Read(Request):
         hops: int = 0,
     ) -> None:
         key = flight.key
+        # Not by way of the base class, and GET and PTTL packed by hand, which halves that: every miss comes by here.
+        self.sent_at = -inf
         if len(key) == 3:
-            parts = _link_commands(tagged_link_key(tag, key[2]))
-        else:
-            parts = (encode("HGETALL", tagged_link_key(tag, "")),)
-        if asking:
+            wire_key = tagged_link_key(tag, key[2])
+            size = len(wire_key)
+            get = b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (size, wire_key)
+            pttl = b"*2\r\n$4\r\nPTTL\r\n$%d\r\n%b\r\n" % (size, wire_key)
             # ASKING holds for the next command only.
-            parts = tuple(part for command in parts for part in (_ASKING, command))
-        super().__init__(b"".join(parts), len(parts))
+            self.payload = get + pttl if not asking else _ASKING + get + _ASKING + pttl
+            self.commands = 2 if not asking else 4
+        else:
+            get_all = encode("HGETALL", tagged_link_key(tag, ""))
+            self.payload = get_all if not asking else _ASKING + get_all
+            self.commands = 1 if not asking else 2
         self.flight = flight
         self.tag = tag
         self.lane = lane
@@ -270,12 +277,10 @@ class Read(Request):
         self._value: object = None
         flight.value_read = flight.torn = flight.sent = False
 
-    @property
     def wire_key(self) -> str:
         """The key that is read, for errors."""
-        return tagged_link_key(
-            self.tag, self.flight.key[2] if len(self.flight.key) == 3 else ""
-        ).decode()
+        service = self.flight.key[2] if len(self.flight.key) == 3 else ""
+        return tagged_link_key(self.tag, service).decode()
 
     def abandoned(self) -> bool:
         """True once the flight is over."""
@@ -315,10 +320,10 @@ class Read(Request):
 
     def _finish(self, ttl: object) -> None:
         value, flight = self._value, self.flight
-        for reply in (value, ttl):
-            if isinstance(reply, ReplyError):
-                self.owner.read_failed(self, reply)
-                return
+        trouble = value if isinstance(value, ReplyError) else ttl
+        if isinstance(trouble, ReplyError):
+            self.owner.read_failed(self, trouble)
+            return
         # What one stretch of the lane asked and another answers, nobody vouches for.
         storable = self.epoch is self.lane.epoch and not self._asking
         cache = self.lane.cache
@@ -347,12 +352,3 @@ class Read(Request):
         )
         if again:
             self.owner.ask_again(self.flight, again)
-
-
-def _link_commands(key: bytes) -> tuple[bytes, ...]:
-    # Written by hand: half the time of the generic packer on the hottest path to the wire.
-    size = len(key)
-    return (
-        b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (size, key),
-        b"*2\r\n$4\r\nPTTL\r\n$%d\r\n%b\r\n" % (size, key),
-    )

@@ -1,9 +1,12 @@
-"""Writes on links: each is one script, run at most once in effect, and heeded by the local cache."""
+"""Links: look-ups past the hot path, and writes, each one script, run at most once in effect, and heeded by the local
+cache.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from time import time_ns
+from typing import Any
 
 from .cache import CacheKey, Entry, Flight
 from .engine import Engine
@@ -50,14 +53,21 @@ class LinkReader:
                 hits(operation, key[0], key[2] if len(key) == 3 else None, key[1], started)
         return entry
 
-    async def past_cache(self, operation: str, key: CacheKey, *, fresh: bool) -> Flight:
-        """The finished flight of a look-up that is a public call of its own. Raises what ``Lookups.find`` raises."""
+    def past_cache(
+        self, operation: str, key: CacheKey, *, fresh: bool
+    ) -> Coroutine[Any, Any, Flight]:
+        """The finished flight of a look-up that is a public call of its own, to be awaited at once.
+
+        Raises, and so does what is awaited, what ``Lookups.find`` raises. (No coroutine itself: each costs every miss.)
+        """
         record = self._telemetry.begin(operation, key[0], key[2] if len(key) == 3 else None, key[1])
         if record is not None:
-            return await self._telemetry.follow(record, self.look_up(operation, key, fresh=fresh))
+            return self._telemetry.follow(record, self.look_up(operation, key, fresh=fresh))
+        parts = self._engine.parts_here()
+        if parts is None:
+            return self.look_up(operation, key, fresh=fresh)
         check_lookup(key)
-        parts = self._engine.parts_here() or await self._engine.opened()
-        return await parts.lookups.find(key, operation, bypass=fresh)
+        return parts.lookups.find(key, operation, bypass=fresh)
 
     async def look_up(self, operation: str, key: CacheKey, *, fresh: bool) -> Flight:
         """The finished flight of a look-up. Raises what ``Lookups.find`` raises."""

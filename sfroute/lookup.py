@@ -29,7 +29,7 @@ from .topology import Topology
 from .types import LaneStats
 from .wire import Address, HandshakeRefused, ReplyError, WireSettings
 
-__all__ = ["Lookups", "result_or_again"]
+__all__ = ["Lookups", "raise_unless_again"]
 
 _log = logging.getLogger(__name__)
 
@@ -98,11 +98,12 @@ class Lookups:
         while True:
             future: asyncio.Future[Flight] = self._loop.create_future()
             self.request(key, future, bypass=bypass, record=record, give_up=give_up)
-            flight = result_or_again(await future, operation, self._clock() < give_up)
-            if flight is not None:
+            flight = await future
+            if flight.error is None:
                 if record is not None:
                     record.stale = flight.stale
                 return flight
+            raise_unless_again(flight.error, operation, self._clock() < give_up)
 
     async def find_many(
         self, keys: Sequence[CacheKey], operation: str, *, bypass: bool = False
@@ -215,7 +216,7 @@ class Lookups:
             self._topology.refresh_soon()
             self._wait_or_serve_stale(flight, "no owner")
             return
-        lane = self._lane(address)
+        lane = self._lanes.get(address) or self._lane(address)
         if not lane.channel.reachable and self._serve_stale(flight):
             # Nobody waits any more; one attempt to connect tells for all of them when the node is back.
             self._topology.refresh_soon(address)
@@ -318,7 +319,7 @@ class Lookups:
             else:
                 self._park(flight, failure.code, cause)
         elif failure.kind is Kind.CORRUPT:
-            self.cache.fail(flight, corrupt(read.wire_key, "another type of value"))
+            self.cache.fail(flight, corrupt(read.wire_key(), "another type of value"))
         else:
             self.cache.fail(flight, refused(failure, "lookup"))
 
@@ -446,16 +447,10 @@ def _target(failure: Failure, read: Read) -> Address:
     return Address(failure.host or read.lane.address.host, failure.port)
 
 
-def result_or_again(flight: Flight, operation: str, time_left: bool) -> Flight | None:
-    """The flight if it has an answer; None if its caller, having joined late, has more time than the flight had.
-
-    Raises the flight's error otherwise.
-    """
-    if flight.error is None:
-        return flight
-    if time_left and isinstance(flight.error, StoreUnavailable):
-        return None
-    raise error_for_one(flight.error, operation)
+def raise_unless_again(error: Exception, operation: str, time_left: bool) -> None:
+    """Raise a flight's error, unless its caller, having joined late, has more time than the flight had."""
+    if not (time_left and isinstance(error, StoreUnavailable)):
+        raise error_for_one(error, operation)
 
 
 def error_for_one(error: Exception, operation: str) -> Exception:

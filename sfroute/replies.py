@@ -5,7 +5,7 @@ Pure: what a reply may be is decided here and nowhere else. Keys are given only 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from .errors import CorruptReply, StoreError
 from .failures import Failure
@@ -25,6 +25,10 @@ __all__ = [
 ]
 
 
+KeyName = str | Callable[[], str]
+"""A key for the error, or how to name it: on the way of a look-up that has none, a name would be made for nothing."""
+
+
 def masked_key(key: str) -> str:
     """The key with its uid hidden, for error texts."""
     parsed = parse_link_key(key.encode("utf-8", "replace"))
@@ -35,23 +39,32 @@ def masked_key(key: str) -> str:
     return "a key outside the contract" if not key.startswith("sf:op:") else "sf:op:***"
 
 
-def corrupt(key: str, found: str) -> CorruptReply:
+def corrupt(key: KeyName, found: str) -> CorruptReply:
     """The error for a key that holds ``found`` where the contract asks for something else."""
+    key = key if isinstance(key, str) else key()
     return CorruptReply(
         f"{masked_key(key)} holds {found}; repair or delete the key (its full name is in .key)",
         key=key,
     )
 
 
-def pod(raw: object, key: str) -> int | None:
+def pod(raw: object, key: KeyName) -> int | None:
     """A pod id from a string value: None if there is none."""
     if raw is None:
         return None
+    number = _pod_id(raw)
+    if number is None:
+        raise corrupt(key, "something that is no pod id (a decimal int >= 0)")
+    return number
+
+
+def _pod_id(raw: object) -> int | None:
+    """The pod id that a string stands for, None if it is none."""
     if isinstance(raw, bytes) and len(raw) <= 19 and raw.isdigit():
         number = int(raw)
         if number <= MAX_POD:
             return number
-    raise corrupt(key, "something that is no pod id (a decimal int >= 0)")
+    return None
 
 
 def script_pod(raw: object, key: str) -> int | None:
@@ -72,7 +85,7 @@ def owner(reply: object, key: str) -> int:
     return found
 
 
-def _pairs(raw: object, key: str) -> list[tuple[object, object]]:
+def _pairs(raw: object, key: KeyName) -> list[tuple[object, object]]:
     if isinstance(raw, Mapping):
         return list(raw.items())
     if isinstance(raw, Sequence) and not isinstance(raw, (bytes, str)) and len(raw) % 2 == 0:
@@ -80,7 +93,7 @@ def _pairs(raw: object, key: str) -> list[tuple[object, object]]:
     raise corrupt(key, "no hash")
 
 
-def links(raw: object, key: str) -> dict[str, int]:
+def links(raw: object, key: KeyName) -> dict[str, int]:
     """A uid's links, service -> pod id, from HGETALL."""
     found: dict[str, int] = {}
     for field, value in _pairs(raw, key):
@@ -95,19 +108,10 @@ def pod_states(raw: object, key: str) -> dict[int, str]:
     """Pod id -> state string from HGETALL; fields that are not pod ids are skipped."""
     states: dict[int, str] = {}
     for field, value in _pairs(raw, key):
-        number = _pod_field(field)
+        number = _pod_id(field)
         if number is not None:
             states[number] = text(value, key)
     return states
-
-
-def _pod_field(raw: object) -> int | None:
-    """The pod id a field of a state hash stands for, None if it is none."""
-    if isinstance(raw, bytes) and len(raw) <= 19 and raw.isdigit():
-        number = int(raw)
-        if number <= MAX_POD:
-            return number
-    return None
 
 
 def _age(raw: object, key: str) -> float | None:
@@ -118,7 +122,7 @@ def _age(raw: object, key: str) -> float | None:
     return None if milliseconds < 0 else milliseconds / 1000
 
 
-def text(raw: object, key: str) -> str:
+def text(raw: object, key: KeyName) -> str:
     """A UTF-8 string; bytes that are none are kept as backslash escapes."""
     if not isinstance(raw, bytes):
         raise corrupt(key, "no string")
@@ -144,7 +148,7 @@ def service_pods(raw: object, key: str) -> list[tuple[int, str, float | None]]:
         raise corrupt(key, "no pod states")
     found: list[tuple[int, str, float | None]] = []
     for field, state, age in zip(raw[1::3], raw[2::3], raw[3::3], strict=True):
-        number = _pod_field(field)
+        number = _pod_id(field)
         if number is not None:
             found.append((number, text(state, key), _age(age, key)))
     return found

@@ -105,7 +105,7 @@ class AsyncRouter:
     def after_fork_in_child(self) -> None:
         """The engine has a new cache (see ``forks.py``): the hot path must not read the parent's."""
         self._cache = self._engine.cache
-        self._entries = self._cache.entries
+        self._find = self._cache.entries.find
         self._counts = self._cache.counts
 
     # Life
@@ -358,7 +358,7 @@ class AsyncRouter:
         started = time_ns() if hits is not None else 0
         if not fresh:
             try:
-                entry = self._entries[namespace, uid, service]
+                entry = self._find((namespace, uid, service))
                 if entry is not None:
                     now = self._clock()
                     if now < entry.deadline and now < entry.epoch.healthy_until:

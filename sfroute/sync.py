@@ -44,7 +44,7 @@ _T = TypeVar("_T")
 
 
 _SILENT = SimpleNamespace(hits=None)
-_NO_ENTRIES = Entries(1)
+_NO_ENTRIES: Final = Entries(1)
 _NOBODY: Final[frozenset[int]] = frozenset()
 
 
@@ -89,7 +89,7 @@ class Router:
         self._lock = threading.Lock()
         self._background: Background | None = None
         # What the hot path reads; the background's own once it runs.
-        self._entries: Any = _NO_ENTRIES
+        self._find: Any = _NO_ENTRIES.find
         self._counts: Any = None
         self._telemetry: Any = _SILENT
 
@@ -110,7 +110,7 @@ class Router:
         with self._lock:
             self._closed = True
             background, self._background = self._background, None
-            self._entries = _NO_ENTRIES
+            self._find = _NO_ENTRIES.find
         if background is not None:
             _open_routers.discard(self)
             background.stop()
@@ -158,7 +158,7 @@ class Router:
                 self._background = background = Background(self._target, self._config)
                 cache = background.router.engine.cache
                 self._counts, self._telemetry = cache.counts, background.router.telemetry
-                self._entries = cache.entries
+                self._find = cache.entries.find
                 _open_routers.add(self)
             return self._background
 
@@ -280,7 +280,7 @@ class Router:
         started = time_ns() if hits is not None else 0
         if not fresh:
             try:
-                entry = self._entries[namespace, uid, service]
+                entry = self._find((namespace, uid, service))
                 if entry is not None:
                     now = self._clock()
                     if now < entry.deadline and now < entry.epoch.healthy_until:

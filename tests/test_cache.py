@@ -286,14 +286,14 @@ class CacheMachine(RuleBasedStateMachine):
         self.reads.remove(read)
         if flight.done:
             return
-        before = self.cache.entries[flight.key]
+        before = self.cache.entries.find(flight.key)
         was_dirty = flight.dirty
         torn = (read.value is None) is not read.missing
         storable = read.epoch is self.epoch and not torn
         self.cache.land(flight, read.value, read.ttl, read.sent, read.epoch, storable=storable)
         for caller in self.callers[flight]:
             assert read.version >= caller.newest, "older than what was known when it was asked for"
-        after = self.cache.entries[flight.key]
+        after = self.cache.entries.find(flight.key)
         assert flight.entry is not None
         if after is flight.entry:
             assert not was_dirty

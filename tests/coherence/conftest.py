@@ -92,7 +92,7 @@ def settings(config: RouterConfig | None = None, **cache: Any) -> RouterConfig:
     return replace(base, cache=CacheConfig(**{"max_age": 60.0, **cache}))
 
 
-CALM: dict[str, float] = {"heartbeat": 10.0, "heartbeat_timeout": 20.0}
+CALM: dict[str, Any] = {"heartbeat": 10.0, "heartbeat_timeout": 20.0}
 """For tests that hold replies back, however long a busy machine takes: the lane is not given up for its silence."""
 
 

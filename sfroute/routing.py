@@ -93,6 +93,8 @@ def checked_exclude(exclude: Collection[int]) -> frozenset[int]:
 
 _LinkName = tuple[str, str, str]
 """Namespace, uid, service: checked."""
+_Question = tuple[Hashable, float]
+"""Terms, and when the pods were read by which they are met."""
 
 
 class Routes:
@@ -104,7 +106,7 @@ class Routes:
         self._writer = writer
         self._policy: Policy = PowerOfTwoChoices()
         # Placements under way: who asks the same meanwhile waits for the same answer.
-        self._placing: dict[_LinkName, dict[Hashable, asyncio.Task[Link]]] = {}
+        self._placing: dict[_LinkName, dict[_Question, asyncio.Task[Link]]] = {}
         writer.on_change = self._link_changed
 
     def cached(self, link: _LinkName, persist_seconds: int, exclude: frozenset[int]) -> Link | None:
@@ -204,13 +206,15 @@ class Routes:
             # Its answer must not be older than the call.
             return await self._compare_and_set(link, view, terms, lost)
         placing = self._placing.setdefault(link, {})
-        task = placing.get(terms.question)
+        # Who knows newer pods must not be given what was chosen by older ones.
+        question = (terms.question, view.read_at)
+        task = placing.get(question)
         joins = task is not None
         if task is None:
             task = asyncio.get_running_loop().create_task(
                 self._compare_and_set(link, view, terms, lost)
             )
-            placing[terms.question] = task
+            placing[question] = task
             task.add_done_callback(lambda done: self._placing_done(link, placing))
         try:
             # One caller giving up must not fail the others.
@@ -225,7 +229,7 @@ class Routes:
         if service is not None:
             self._placing.pop((namespace, uid, service), None)
 
-    def _placing_done(self, link: _LinkName, placing: dict[Hashable, asyncio.Task[Link]]) -> None:
+    def _placing_done(self, link: _LinkName, placing: dict[_Question, asyncio.Task[Link]]) -> None:
         if self._placing.get(link) is placing:
             del self._placing[link]
         for task in placing.values():
@@ -235,12 +239,15 @@ class Routes:
     async def _compare_and_set(
         self, link: _LinkName, view: ServiceView, terms: RouteTerms, lost: int | None
     ) -> Link:
-        """One script; again only if the link turns out to be at a pod that is gone and that nobody listed."""
+        """One script; again only if the link turns out to be at a pod that is gone and that was not listed.
+
+        ``lost``: the gone pod of the link, by a view that was asked for just now.
+        """
         policy, exclude = terms.policy or self._policy, terms.exclude
-        listed = {*exclude, *islice(view.gone, MAX_GONE)}
+        listed = set(exclude)
+        asked_again = lost is not None
         if lost is not None:
-            listed.add(lost)
-        ranked: list[int] = []
+            listed.update((lost, *islice(view.gone, MAX_GONE)))
         for _ in range(MAX_ROUNDS):
             ranked = self._rank(link, view, policy, exclude)
             outcome, owner, persistent = await self._compute(
@@ -248,11 +255,24 @@ class Routes:
             )
             if outcome == b"none" or owner is None:
                 break
-            if outcome == b"kept" and not view.keeps(owner):
-                listed.add(owner)
-                continue
-            return self._placed(link, outcome, owner, persistent)
+            if outcome != b"kept" or view.keeps(owner):
+                return self._placed(link, outcome, owner, persistent)
+            if not asked_again:
+                # Somebody has linked it meanwhile, perhaps to a pod that has come up since this view.
+                newer, asked_again = await self._view_now(link), True
+                if newer is None or newer.keeps(owner):
+                    return self._placed(link, outcome, owner, persistent)
+                view = newer
+            listed.update((owner, *islice(view.gone, MAX_GONE)))
         raise self._nobody(link, view, exclude)
+
+    async def _view_now(self, link: _LinkName) -> ServiceView | None:
+        """The pods asked for now; None if nothing can be known of them."""
+        parts = await self._engine.opened()
+        try:
+            return await parts.views.get_soon(link[0], link[2], fresh=True)
+        except StoreError:
+            return None
 
     @staticmethod
     def _nobody(link: _LinkName, view: ServiceView, exclude: Collection[int]) -> NoRoutablePod:

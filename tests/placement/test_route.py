@@ -6,7 +6,7 @@ import asyncio
 import json
 import pickle
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -337,6 +337,53 @@ class TestTemporaryLinks:
         ada.set_link(7)
         assert (await router.route(namespace, *ADA, persist_seconds=5)).persistent
         assert ada.ttl() == -1
+
+
+class Meanwhile:
+    """A policy during which something happens: after the uid was looked up, before it is placed."""
+
+    def __init__(self, happens: Callable[[], object]) -> None:
+        self.happens = happens
+
+    def rank(self, uid: str, candidates: Sequence[Candidate]) -> list[int]:
+        happens, self.happens = self.happens, lambda: None
+        happens()
+        return [candidate.id for candidate in candidates]
+
+
+class TestOldViews:
+    """What a gateway knew of the pods a moment ago is no reason to move anybody."""
+
+    @pytest.fixture
+    async def late(
+        self, make_router: Callable[..., Any], cluster: LocalCluster, pods: Pods, namespace: str
+    ) -> AsyncIterator[Any]:
+        """A gateway that has seen pod 7 stopped, pod 1 running, and no pod 9."""
+        pods.report(1)
+        pods.report(7, "Stopped")
+        config = RouterConfig(placement=PlacementConfig(pod_view_max_age=60.0))
+        router = make_router(cluster.url, config=config)
+        assert set(await router.get_pods(namespace, "chat")) == {1, 7}
+        yield router
+        await router.aclose()
+
+    @pytest.mark.parametrize("pod", [7, 9])
+    async def test_a_uid_that_comes_to_a_new_pod_meanwhile_stays_there(
+        self, late: Any, ada: LinkProgram, pods: Pods, namespace: str, pod: int
+    ) -> None:
+        def come() -> None:
+            pods.report(pod)
+            ada.set_link(pod)
+
+        link = await late.route(namespace, *ADA, policy=Meanwhile(come))
+        assert (link.pod, link.source, ada.pod()) == (pod, "store", str(pod))
+
+    @pytest.mark.parametrize("pod", [7, 9])
+    async def test_one_that_comes_to_a_pod_that_is_gone_is_moved(
+        self, late: Any, ada: LinkProgram, namespace: str, pod: int
+    ) -> None:
+        link = await late.route(namespace, *ADA, policy=Meanwhile(lambda: ada.set_link(pod)))
+        assert (link.pod, link.source, ada.pod()) == (1, "moved", "1")
 
 
 class TestCost:

@@ -8,7 +8,7 @@ import typer
 
 from .._version import __version__
 from ..errors import ConfigError, InvalidArgument, SfrouteError
-from . import cluster, demo, route
+from . import cluster, demo, doctor, link, pods, route, states
 
 __all__ = ["app", "run"]
 
@@ -21,6 +21,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("route")(route.route)
+app.add_typer(link.app, name="link")
+app.command("pods")(pods.pods)
+app.command("watch")(pods.watch)
+app.add_typer(states.state_app, name="state")
+app.add_typer(states.workload_app, name="workload")
+app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
 app.add_typer(cluster.app, name="cluster")
 
@@ -43,10 +49,11 @@ def _options(
     """Which pod of a stateful service owns this user?"""
 
 
-def run() -> int:
-    """Run the command that ``sys.argv`` names; return the exit code where none was raised."""
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command that ``sys.argv`` or ``arguments`` name; return the exit code where none was raised."""
     try:
-        app()
+        # One name, also as `python -m sfroute.cli`.
+        app(arguments, prog_name="sfroute")
     except (ConfigError, InvalidArgument) as error:
         typer.echo(f"sfroute: {error}", err=True)
         return 2

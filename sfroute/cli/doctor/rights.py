@@ -1,0 +1,180 @@
+"""The rights of the router's user, one by one. The server is asked, and nothing is executed.
+
+``redis.acl_check_cmd()`` (Redis 7.0) tells a script whether its caller may execute a command, so the right to ``EVAL``
+is all that this takes. ACLs are each server's own: a replica without them breaks things only when it takes over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ...keys import link_key, link_prefix, operation_key, state_key, workload_key
+from ..nodes import Node, Store, code_of
+from .findings import Check, Finding, listed
+
+__all__ = ["Right", "gather_rights", "judge_rights", "rights"]
+
+_ASK: Final = "return redis.acl_check_cmd(unpack(ARGV)) and 1 or 0"
+_NOBODY: Final = "sfroute-doctor"
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """A right, and what it is for.
+
+    Attributes:
+        command: what is asked for, on keys that nobody has.
+        purpose: what does not work without it.
+        needed: every gateway or pod needs it; else only who uses that.
+    """
+
+    command: tuple[str, ...]
+    purpose: str
+    needed: bool = True
+
+    @property
+    def name(self) -> str:
+        """The command with its subcommand, and the kind of key."""
+        container = self.command[0] in ("CLIENT", "CLUSTER", "SCRIPT")
+        words = " ".join(self.command[: 2 if container else 1])
+        kinds = [_kind(part) for part in self.command[1:] if part.startswith("sf:")]
+        return f"{words} on {kinds[0]}" if kinds else words
+
+
+def _kind(key: str) -> str:
+    if key.startswith("sf:op:"):
+        return "operation records (sf:op:*)"
+    if ":state:" in key:
+        return "states"
+    if ":workload:" in key:
+        return "workload states"
+    return "the hashes of uids" if key.endswith("}") else "links"
+
+
+def rights(namespace: str, *, cluster: bool) -> list[Right]:
+    """Everything that the router's commands and scripts do."""
+    link, links = link_key(namespace, _NOBODY, _NOBODY), link_prefix(namespace, _NOBODY)
+    record = operation_key(namespace, _NOBODY, "0")
+    state, workload = state_key(namespace, _NOBODY), workload_key(namespace, _NOBODY)
+    look_ups, scripts = "looking links up", "writing links"
+    heartbeats = "heartbeats and placement"
+    found = [
+        Right(("PING",), "noticing a dead server"),
+        Right(("GET", link), look_ups),
+        Right(("PTTL", link), look_ups),
+        Right(("HGETALL", links), look_ups),
+        Right(("EVALSHA", "0" * 40, "1", link), scripts),
+        Right(("EVAL", "", "1", link), scripts),
+        Right(("SCRIPT", "LOAD", ""), "sparing the first calls the scripts' source", needed=False),
+        Right(("SET", link, "0"), scripts),
+        Right(("DEL", link), scripts),
+        Right(("EXPIRE", link, "1"), scripts),
+        Right(("PEXPIRE", link, "1"), scripts),
+        Right(("PERSIST", link), scripts),
+        Right(("HSET", links, _NOBODY, "0"), scripts),
+        Right(("HDEL", links, _NOBODY), scripts),
+        Right(("HEXISTS", links, _NOBODY), scripts),
+        Right(("GET", record), scripts),
+        Right(("SET", record, "0"), scripts),
+        Right(("PEXPIRE", record, "1"), scripts),
+        Right(("TIME",), heartbeats),
+        Right(("HSET", state, "0", ""), heartbeats),
+        Right(("HGET", state, "0"), heartbeats),
+        Right(("HDEL", state, "0"), heartbeats),
+        Right(("HLEN", state), heartbeats),
+        Right(("HGETALL", state), heartbeats),
+        Right(("GET", workload), "workload states", needed=False),
+        Right(("SET", workload, ""), "workload states", needed=False),
+        Right(
+            ("CLIENT", "TRACKING", "ON"),
+            "hearing of changes: without it answers are cached for half a second only",
+            needed=False,
+        ),
+        Right(("WAIT", "1", "1"), "RouterConfig.min_replica_acks", needed=False),
+        Right(("SCAN", "0"), "evacuation, drains without accept(), and this doctor", needed=False),
+    ]
+    if cluster:
+        found += [
+            Right(("CLUSTER", "SLOTS"), "finding the servers"),
+            Right(("ASKING",), "users whose slot is being moved"),
+            Right(("CLUSTER", "NODES"), "evacuation while slots move", needed=False),
+        ]
+    return found
+
+
+async def gather_rights(
+    store: Store, wanted: Sequence[Right]
+) -> dict[str, Mapping[Right, bool] | str]:
+    """Server -> which rights it gives; or, in a word, why it did not tell."""
+
+    async def ask(node: Node) -> list[Any]:
+        return await node.ask_many([("EVAL", _ASK, 0, *right.command) for right in wanted])
+
+    found: dict[str, Mapping[Right, bool] | str] = {}
+    for node, replies in await store.of_each(ask):
+        found[str(node.address)] = _read(wanted, replies)
+    return found
+
+
+def _read(wanted: Iterable[Right], replies: Any) -> Mapping[Right, bool] | str:
+    if isinstance(replies, BaseException):
+        return code_of(replies)
+    given: dict[Right, bool] = {}
+    for right, reply in zip(wanted, replies, strict=True):
+        if isinstance(reply, BaseException):
+            text = str(reply)
+            if "acl_check_cmd" in text and "nil value" in text:
+                return "OLD"
+            if (code := code_of(reply)) == "NOPERM":
+                return code
+            # A command that this server does not know: what needs it is another check's business.
+            continue
+        given[right] = reply == 1
+    return given
+
+
+# --- judging; pure
+
+
+def judge_rights(told: Mapping[str, Mapping[Right, bool] | str]) -> Check:
+    """One finding per right that is missing somewhere."""
+    missing: dict[Right, list[str]] = {}
+    silent: dict[str, list[str]] = {}
+    count = 0
+    for server, given in told.items():
+        if isinstance(given, str):
+            silent.setdefault(given, []).append(server)
+            continue
+        count = max(count, len(given))
+        for right, allowed in given.items():
+            if not allowed:
+                missing.setdefault(right, []).append(server)
+    findings = [
+        Finding(
+            "error" if right.needed else "warning",
+            f"no right to {right.name} at {listed(servers)}: needed for {right.purpose}",
+            f"ACL SETUSER ... +{_acl_name(right)}, and a key pattern that covers sf:* "
+            "(then ACL SAVE), on every server",
+        )
+        for right, servers in missing.items()
+    ]
+    if refused := silent.pop("NOPERM", []):
+        findings.append(
+            Finding(
+                "error",
+                f"no right to EVAL at {listed(refused)}: scripts make every write, so none works",
+                "ACL SETUSER ... +eval +evalsha +script|load, on every server",
+            )
+        )
+    if "OLD" in silent:
+        return Check("rights", "servers before 7.0 do not tell", tuple(findings), skipped=True)
+    if not count and not findings:
+        return Check("rights", "no server told", skipped=True)
+    return Check("rights", f"{count} rights at {len(told)} servers", tuple(findings))
+
+
+def _acl_name(right: Right) -> str:
+    container = right.command[0] in ("CLIENT", "CLUSTER", "SCRIPT")
+    return "|".join(right.command[: 2 if container else 1]).lower()

@@ -1,0 +1,318 @@
+"""The servers: do they answer, do they serve all slots, what are they, and what time is it there?"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ...keys import SLOTS
+from ...wire import Address
+from ..nodes import NODE_ERRORS, Node, Store, code_of
+from .findings import Check, Finding, listed
+
+__all__ = ["Clock", "ServerFacts", "gather_servers", "judge_servers"]
+
+TRACKING_SINCE: Final = (7, 0)
+OLDEST: Final = (6, 2)
+_CLOCK_SAMPLES: Final = 3
+_SKEW_SECONDS: Final = 0.5
+"""Ages are told by the clock of whichever server has the states. That much changes nothing in practice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """How far a server's clock is ahead of this machine's, in seconds; the true value is within ``error``."""
+
+    offset: float
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What one server says of itself.
+
+    Attributes:
+        trouble: why it said nothing; None if it did.
+        failing: nodes of the cluster that it believes dead.
+        clock: None if it could not be read.
+    """
+
+    address: Address
+    primary: bool
+    slots: Sequence[range] = ()
+    trouble: str | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+    cluster_state: str = "ok"
+    failing: Sequence[str] = ()
+    clock: Clock | None = None
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        """Such as ``(9, 1, 2)``; Valkey's own number where it is one. Empty if it is not known."""
+        text = str(self.info.get("valkey_version") or self.info.get("redis_version") or "")
+        return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+
+    @property
+    def product(self) -> str:
+        """Such as ``"valkey 9.1.2"``."""
+        name = self.info.get("server_name", "redis")
+        return f"{name} {'.'.join(map(str, self.version)) or '?'}"
+
+
+async def gather_servers(store: Store) -> list[ServerFacts]:
+    """Ask every server."""
+
+    async def ask(node: Node) -> ServerFacts:
+        try:
+            await node.ask("PING")
+            clock = await _read_clock(node)
+        except NODE_ERRORS as error:
+            return ServerFacts(node.address, node.primary, node.slots, trouble=code_of(error))
+        info = await _or_nothing(node, "INFO")
+        state, nodes = "ok", b""
+        if store.cluster:
+            state = _field(await _or_nothing(node, "CLUSTER", "INFO"), "cluster_state") or "ok"
+            nodes = await _or_nothing(node, "CLUSTER", "NODES")
+        return ServerFacts(
+            node.address,
+            node.primary,
+            node.slots,
+            info=info if isinstance(info, dict) else {},
+            cluster_state=state,
+            failing=_failing(nodes),
+            clock=clock,
+        )
+
+    return [facts for _, facts in await store.of_each(ask) if not isinstance(facts, BaseException)]
+
+
+async def _read_clock(node: Node) -> Clock | None:
+    best: Clock | None = None
+    for _ in range(_CLOCK_SAMPLES):
+        before = time.time()
+        try:
+            seconds, microseconds = await node.ask("TIME")
+        except NODE_ERRORS:
+            return best
+        after = time.time()
+        # The reading was made at some instant between the two; the quickest answer says the most.
+        sample = Clock(
+            seconds + microseconds / 1e6 - (before + after) / 2, max(after - before, 0) / 2
+        )
+        best = sample if best is None or sample.error < best.error else best
+    return best
+
+
+async def _or_nothing(node: Node, *command: str) -> Any:
+    """The reply; b"" if it is refused: the rights are another check's business."""
+    try:
+        return await node.ask(*command)
+    except NODE_ERRORS:
+        return b""
+
+
+def _field(reply: Any, name: str) -> str:
+    text = reply.decode("utf-8", "replace") if isinstance(reply, bytes) else ""
+    found = (line.partition(":") for line in text.splitlines())
+    return next((value for field, _, value in found if field == name), "")
+
+
+def _failing(nodes: Any) -> list[str]:
+    text = nodes.decode("utf-8", "replace") if isinstance(nodes, bytes) else ""
+    # id, address@bus port[,host name], flags, ...; "fail?" is a suspicion that a moment's delay can raise.
+    lines = [line.split() for line in text.splitlines()]
+    return [parts[1].partition("@")[0] for parts in lines if "fail" in parts[2].split(",")]
+
+
+# --- judging; pure from here on
+
+
+def judge_servers(
+    servers: Sequence[ServerFacts],
+    *,
+    cluster: bool,
+    silent: Mapping[Address, str],
+    pod_timeout: float,
+) -> list[Check]:
+    """All checks of the servers."""
+    answering = [server for server in servers if server.trouble is None]
+    return [
+        _reachable(servers, silent),
+        _slots(servers, cluster=cluster),
+        _replicas(servers),
+        _versions(answering),
+        _clocks(answering, pod_timeout),
+        _memory(answering),
+    ]
+
+
+def _reachable(servers: Sequence[ServerFacts], silent: Mapping[Address, str]) -> Check:
+    findings = [
+        Finding(
+            "error" if server.primary else "warning",
+            f"the {'primary' if server.primary else 'replica'} {server.address} does not answer "
+            f"({server.trouble})",
+            "see whether it runs, and whether this machine may connect to the address it announces",
+        )
+        for server in servers
+        if server.trouble is not None
+    ]
+    known = {server.address for server in servers if server.trouble is not None}
+    findings += [
+        Finding(
+            "warning",
+            f"the start node {address} {why.partition(';')[0]}",
+            "correct the URL, or it will not be found when the others move",
+        )
+        for address, why in silent.items()
+        if address not in known
+    ]
+    failing = sorted({name for server in servers for name in server.failing})
+    if failing:
+        findings.append(
+            Finding(
+                "warning",
+                f"the cluster has given up {listed(failing)}",
+                "start it again, or take it out of the cluster (CLUSTER FORGET)",
+            )
+        )
+    primaries = sum(server.primary for server in servers)
+    return Check(
+        "servers", f"{len(servers)} servers, {primaries} of them primaries", tuple(findings)
+    )
+
+
+def _slots(servers: Sequence[ServerFacts], *, cluster: bool) -> Check:
+    if not cluster:
+        return Check("slots", "a single server: it has all keys")
+    covered = {slot for server in servers for part in server.slots for slot in part}
+    findings = []
+    if missing := SLOTS - len(covered):
+        first = next(slot for slot in range(SLOTS) if slot not in covered)
+        findings.append(
+            Finding(
+                "error",
+                f"{missing} of {SLOTS} slots are served by no server, slot {first} first; "
+                "their users cannot be routed",
+                "bring their server back, or give the slots to another (redis-cli --cluster fix)",
+            )
+        )
+    down = [server.address for server in servers if server.cluster_state != "ok"]
+    if down:
+        findings.append(
+            Finding(
+                "error",
+                f"cluster_state is not ok at {listed(down)}",
+                "see CLUSTER NODES there: a majority of the primaries, and every slot, must be served",
+            )
+        )
+    return Check("slots", f"{len(covered)} of {SLOTS} slots are served", tuple(findings))
+
+
+def _replicas(servers: Sequence[ServerFacts]) -> Check:
+    findings = []
+    for server in servers:
+        if server.trouble is not None or not server.info:
+            continue
+        if server.primary and not int(server.info.get("connected_slaves", 0)):
+            findings.append(
+                Finding(
+                    "warning",
+                    f"the primary {server.address} has no replica: if it dies, its links are lost",
+                    "add a replica to it",
+                )
+            )
+        if server.info.get("master_link_status", "up") != "up":
+            findings.append(
+                Finding(
+                    "warning",
+                    f"the replica {server.address} is not connected to its primary",
+                    "see its log; until then it falls behind and should not take over",
+                )
+            )
+    count = sum(not server.primary for server in servers)
+    return Check("replicas", f"{count} replicas", tuple(findings))
+
+
+def _versions(servers: Sequence[ServerFacts]) -> Check:
+    known = [server for server in servers if server.version]
+    if not known:
+        return Check("versions", "no server tells its version (INFO)", skipped=True)
+    findings = []
+    for server in known:
+        if server.version[:2] < OLDEST:
+            findings.append(
+                Finding(
+                    "error",
+                    f"{server.address} is {server.product}",
+                    "upgrade it: sfroute is tested with 7.0 and later",
+                )
+            )
+        elif server.version[:2] < TRACKING_SINCE:
+            findings.append(
+                Finding(
+                    "warning",
+                    f"{server.address} is {server.product}, which cannot push what changes: "
+                    "answers are cached for half a second only",
+                    "upgrade it to Redis 7.0 or Valkey",
+                )
+            )
+    products = sorted({server.product for server in known})
+    if len(products) > 1:
+        findings.append(
+            Finding(
+                "warning",
+                f"the servers are of different versions: {', '.join(products)}",
+                "finish the upgrade",
+            )
+        )
+    return Check("versions", listed(products), tuple(findings))
+
+
+def _clocks(servers: Sequence[ServerFacts], pod_timeout: float) -> Check:
+    clocks = [(server.clock, server) for server in servers if server.clock is not None]
+    if not clocks:
+        return Check("clocks", "no server tells the time (TIME)", skipped=True)
+    (slow, slowest), (fast, fastest) = (
+        pick(clocks, key=lambda pair: pair[0].offset) for pick in (min, max)
+    )
+    skew = fast.offset - slow.offset
+    findings = []
+    # Only what cannot be the network's doing.
+    if skew - fast.error - slow.error > _SKEW_SECONDS:
+        findings.append(
+            Finding(
+                "error" if skew >= pod_timeout / 2 else "warning",
+                f"the clock of {fastest.address} is {skew:.1f} s ahead of that of {slowest.address}: "
+                "after a failover heartbeats look that much older, or younger",
+                "let NTP set the clocks of the servers",
+            )
+        )
+    return Check(
+        "clocks", f"{len(clocks)} clocks within {max(skew, 0) * 1000:.0f} ms", tuple(findings)
+    )
+
+
+def _memory(servers: Sequence[ServerFacts]) -> Check:
+    findings = []
+    known = [server for server in servers if "maxmemory" in server.info and server.primary]
+    if not known:
+        return Check("memory", "no server tells its limits (INFO)", skipped=True)
+    for server in known:
+        policy = str(server.info.get("maxmemory_policy", "noeviction"))
+        limit = int(server.info["maxmemory"])
+        if limit and policy != "noeviction":
+            evicted = int(server.info.get("evicted_keys", 0))
+            findings.append(
+                Finding(
+                    "warning",
+                    f"{server.address} throws keys away when its memory is full ({policy}; "
+                    f"{evicted:,} so far): users lose their pods",
+                    "CONFIG SET maxmemory-policy noeviction, and give it the memory it needs",
+                )
+            )
+    used = sum(int(server.info.get("used_memory", 0)) for server in known)
+    return Check("memory", f"{used / 2**20:,.0f} MiB on the primaries", tuple(findings))

@@ -1,0 +1,222 @@
+"""Every server of the store by itself, for what no router tells: versions, clocks, rights, and all keys.
+
+Plain redis-py clients, one per server: they follow no redirection, so that each server speaks for itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+import redis.asyncio
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from ..errors import StoreError, StoreUnavailable
+from ..keys import SLOTS
+from ..targets import target_of_url
+from ..wire import Address
+from .common import CLIENT_NAME
+
+__all__ = ["NODE_ERRORS", "Node", "Store", "code_of", "open_store"]
+
+_T = TypeVar("_T")
+
+NODE_ERRORS: Final = (RedisError, OSError, TimeoutError)
+_SECONDS: Final = 3.0
+"""For one command. A server that takes longer is a finding."""
+_SCAN_COUNT: Final = 1000
+
+
+def code_of(error: BaseException) -> str:
+    """What went wrong in a word. Servers' texts may echo keys and so uids, the client's addresses: neither is shown."""
+    code = str(error).partition(" ")[0]
+    if code.isupper() and code.isalpha() and not isinstance(error, OSError):
+        return code
+    # redis-py takes the code off the errors that it has classes for.
+    return {
+        "NoPermissionError": "NOPERM",
+        "AuthenticationError": "WRONGPASS",
+        "AuthenticationWrongNumberOfArgsError": "NOAUTH",
+        "MovedError": "MOVED",
+        "AskError": "ASK",
+        "BusyLoadingError": "LOADING",
+        "ConnectionError": "no connection",
+        "TimeoutError": "no answer in time",
+    }.get(type(error).__name__, type(error).__name__)
+
+
+@dataclass
+class Node:
+    """One server.
+
+    Attributes:
+        address: where it listens.
+        primary: it serves slots, or is the one server there is.
+        client: to ask it.
+        slots: the slots it serves.
+    """
+
+    address: Address
+    primary: bool
+    client: redis.asyncio.Redis = field(repr=False)
+    slots: list[range] = field(default_factory=list)
+
+    async def ask(self, *command: str | bytes | int) -> Any:
+        """Its reply to one command, text as bytes; raises what is in ``NODE_ERRORS``."""
+        return await self.client.execute_command(*command)  # type: ignore[no-untyped-call]
+
+    async def ask_many(self, commands: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
+        """Its replies in one round trip; an error among them is an element."""
+        if not commands:
+            return []
+        async with self.client.pipeline(transaction=False) as pipe:
+            for command in commands:
+                pipe.execute_command(*command)
+            return await pipe.execute(raise_on_error=False)
+
+    async def keys(self, pattern: str) -> AsyncGenerator[list[bytes]]:
+        """All its keys that match, some at a time; one may come twice."""
+        cursor: bytes | int = b"0"
+        while True:
+            cursor, found = _scanned(
+                await self.ask("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT)
+            )
+            yield list(dict.fromkeys(found))
+            if int(cursor) == 0:
+                return
+
+
+def _scanned(reply: Any) -> tuple[Any, list[bytes]]:
+    return reply[0], list(reply[1])
+
+
+@dataclass
+class Store:
+    """What the start nodes say there is.
+
+    Attributes:
+        cluster: it is a cluster.
+        nodes: primaries first.
+        silent: start nodes that did not answer, with why.
+    """
+
+    cluster: bool
+    nodes: list[Node]
+    silent: dict[Address, str] = field(default_factory=dict)
+
+    @property
+    def primaries(self) -> list[Node]:
+        """The nodes that have keys of their own."""
+        return [node for node in self.nodes if node.primary]
+
+    async def of_each(
+        self, question: Callable[[Node], Awaitable[_T]], *, primaries: bool = False
+    ) -> list[tuple[Node, _T | BaseException]]:
+        """Put a question to all at once; what each has answered, or the error."""
+        nodes = self.primaries if primaries else self.nodes
+        answers = await asyncio.gather(*map(question, nodes), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, NODE_ERRORS):
+                raise answer
+        return list(zip(nodes, answers, strict=True))
+
+    async def key_count(self) -> int | None:
+        """How many keys there are, about; None if a server does not tell."""
+        counts = await self.of_each(lambda node: node.ask("DBSIZE"), primaries=True)
+        numbers = [count for _, count in counts if isinstance(count, int)]
+        return sum(numbers) if len(numbers) == len(counts) else None
+
+
+@asynccontextmanager
+async def open_store(url: str) -> AsyncGenerator[Store]:
+    """The servers behind a URL.
+
+    Raises:
+        ConfigError: the URL cannot be used.
+        StoreUnavailable: no start node answered.
+        StoreError: a start node refused.
+    """
+    target = target_of_url(url)
+    clients: dict[Address, redis.asyncio.Redis] = {}
+
+    def client(address: Address) -> redis.asyncio.Redis:
+        if address not in clients:
+            options = {
+                **target.options,
+                "host": address.host,
+                "port": address.port,
+                "protocol": 2,
+                "decode_responses": False,
+                "socket_timeout": _SECONDS,
+                "socket_connect_timeout": _SECONDS,
+                "client_name": CLIENT_NAME,
+                # A server in trouble is what this is here to find.
+                "retry": Retry(NoBackoff(), 0),
+            }
+            pool: redis.asyncio.ConnectionPool = redis.asyncio.ConnectionPool(**options)
+            clients[address] = redis.asyncio.Redis(connection_pool=pool)
+        return clients[address]
+
+    try:
+        if target.cluster:
+            asked, reply, silent = await _answers(target.nodes, client, "CLUSTER", "SLOTS")
+            yield Store(True, _read_cluster(asked, reply, client), silent)
+        else:
+            asked, _, silent = await _answers(target.nodes, client, "PING")
+            yield Store(False, [Node(asked, True, client(asked), [range(SLOTS)])], silent)
+    finally:
+        for made in clients.values():
+            await made.aclose(close_connection_pool=True)
+
+
+async def _answers(
+    start: Sequence[Address], client: Callable[[Address], redis.asyncio.Redis], *command: str
+) -> tuple[Address, Any, dict[Address, str]]:
+    """The first start node that has answered, its reply, and those that have not, with why."""
+    replies = await asyncio.gather(
+        *(client(address).execute_command(*command) for address in start),  # type: ignore[no-untyped-call]
+        return_exceptions=True,
+    )
+    answered: tuple[Address, Any] | None = None
+    silent: dict[Address, str] = {}
+    for address, reply in zip(start, replies, strict=True):
+        if not isinstance(reply, BaseException):
+            answered = answered or (address, reply)
+        elif not isinstance(reply, NODE_ERRORS):
+            raise reply
+        elif "cluster support disabled" in str(reply):
+            silent[address] = "is no node of a cluster; for a single node use a redis:// URL"
+        elif (code := code_of(reply)) in ("NOPERM", "NOAUTH", "WRONGPASS"):
+            silent[address] = (
+                f"refused {' '.join(command)} ({code}); check user name, password and rights"
+            )
+        else:
+            silent[address] = f"did not answer ({code}); check the address and that the server runs"
+    if answered is None:
+        first, why = next(iter(silent.items()))
+        kind = StoreUnavailable if "did not answer" in why else StoreError
+        raise kind(f"no start node could be used: {first} {why}")
+    return *answered, silent
+
+
+def _read_cluster(
+    asked: Address, reply: Any, client: Callable[[Address], redis.asyncio.Redis]
+) -> list[Node]:
+    slots: dict[Address, list[range]] = {}
+    replicas: set[Address] = set()
+    for first, last, *nodes in reply:
+        # A node that does not know its own name sends an empty one: it is the one that was asked.
+        primary, *others = (
+            Address(host.decode() if host else asked.host, port) for host, port, *_ in nodes
+        )
+        slots.setdefault(primary, []).append(range(first, last + 1))
+        replicas.update(others)
+    found = [Node(address, True, client(address), slots[address]) for address in sorted(slots)]
+    return found + [
+        Node(address, False, client(address)) for address in sorted(replicas - slots.keys())
+    ]

@@ -11,12 +11,13 @@ what has been moved is found elsewhere.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
 from . import replies
 from .engine import Engine, OpenEngine
-from .errors import RouterClosed, SfrouteError, StoreError
+from .errors import InvalidArgument, RouterClosed, SfrouteError, StoreError
 from .keys import link_key, parse_link_key
 from .placement import Policy
 from .routing import Routes
@@ -25,12 +26,20 @@ from .topology import SingleNode
 from .types import EvacuationProgress
 from .wire import Address, encode
 
-__all__ = ["Evacuation"]
+__all__ = ["Evacuation", "check_rate"]
 
 SCAN_COUNT = 1000
 MOVES_AT_ONCE = 64
 REPORT_SECONDS = 0.25
 MAX_PASSES = 10
+
+
+def check_rate(rate: float | None) -> None:
+    """Raise ``InvalidArgument`` unless it is a number of moves per second, or None."""
+    is_number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
+    # An int may be larger than any float.
+    if rate is not None and not (is_number and 0 < rate <= sys.float_info.max):
+        raise InvalidArgument("rate must be moves per second > 0, or None")
 
 
 class Evacuation:

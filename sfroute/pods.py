@@ -108,11 +108,14 @@ class AsyncPodAgent:
         self._sigterm = sigterm
         # Tells two processes apart that claim the same pod id.
         self._identity = secrets.token_hex(6)
-        self._extra = {**(extra or {}), "by": self._identity}
+        own: dict[str, object] = {"by": self._identity}
         if capacity is not None:
-            self._extra["capacity"] = capacity
+            own["capacity"] = capacity
         try:
-            compose_state(RUNNING, None, self._extra)
+            # A copy: what the application puts into its own later must not end the heartbeats.
+            self._extra: dict[str, object] = json.loads(
+                json.dumps({**(extra or {}), **own}, allow_nan=False)
+            )
         except (TypeError, ValueError) as error:
             raise InvalidArgument("extra must be what JSON can hold") from error
         self._status = RUNNING
@@ -174,8 +177,12 @@ class AsyncPodAgent:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._release_sigterm()
-        await self.stop()
+        # It ends already: being told so again must not keep it from saying so.
+        self._owner = None
+        try:
+            await self.stop()
+        finally:
+            self._release_sigterm()
         if self._terminated:
             raise SystemExit(_TERMINATED)
 
@@ -226,12 +233,14 @@ class AsyncPodAgent:
         return self._left
 
     async def _until_empty(self) -> None:
-        while True:
+        while self._task is not None:  # else it was stopped meanwhile
             everybody_knows = self._everybody_knows(DRAINING)
             began = time.monotonic()
             pause = DRAIN_POLL_SECONDS
             with contextlib.suppress(StoreError):  # not known just now: look again
-                if self._has_accepted:
+                if self._stored[0] != DRAINING:
+                    await self._beat()
+                elif self._has_accepted:
                     await self._forget_departed()
                 elif everybody_knows:
                     await self._look_through_store()
@@ -324,7 +333,7 @@ class AsyncPodAgent:
     def _look_for_rival(self, previous: str | None) -> None:
         try:
             fields = json.loads(previous or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):  # whatever another program has written there
             return
         rival = fields.get("by") if isinstance(fields, dict) else None
         if isinstance(rival, str) and rival != self._identity and rival not in self._rivals:

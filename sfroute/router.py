@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from time import time_ns
@@ -15,7 +14,7 @@ from .cache import CacheKey, Entry
 from .config import RouterConfig
 from .engine import Engine, checked_config
 from .errors import InvalidArgument, RouterClosed
-from .evacuation import Evacuation
+from .evacuation import Evacuation, check_rate
 from .keys import (
     check_encodable,
     check_link_names,
@@ -31,7 +30,7 @@ from .keys import (
 )
 from .links import LinkReader, LinkWriter
 from .placement import Policy
-from .routing import Routes, RouteTerms, checked_exclude
+from .routing import Routes, RouteTerms, check_policy, checked_exclude
 from .scripts import get_script
 from .states import changes
 from .store import Command, script_command
@@ -543,8 +542,8 @@ class AsyncRouter:
         """
         check_service_names(namespace, service)
         check_pod(pod)
-        if rate is not None and not 0 < rate < math.inf:
-            raise InvalidArgument("rate must be moves per second > 0, or None")
+        check_rate(rate)
+        check_policy(policy)
         evacuation = Evacuation(
             self._engine, self._routes, (namespace, service, pod), policy, rate, dry_run=dry_run
         )

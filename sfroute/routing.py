@@ -23,7 +23,7 @@ from .telemetry import CURRENT
 from .types import PERSIST_FOREVER, Link, LinkSource, Pod
 from .views import ServiceView
 
-__all__ = ["RouteTerms", "Routes", "checked_exclude"]
+__all__ = ["RouteTerms", "Routes", "check_policy", "checked_exclude"]
 
 MAX_CANDIDATES = 8
 """Candidates sent with a placement: the script takes the first; the others are for those that have gone meanwhile."""
@@ -91,6 +91,12 @@ def checked_exclude(exclude: Collection[int]) -> frozenset[int]:
     return frozenset(exclude)
 
 
+def check_policy(policy: object) -> None:
+    """Raise ``InvalidArgument`` unless it is a policy, or None."""
+    if policy is not None and not callable(getattr(policy, "rank", None)):
+        raise InvalidArgument("policy must have a method rank(uid, candidates)")
+
+
 _LinkName = tuple[str, str, str]
 """Namespace, uid, service: checked."""
 _Question = tuple[Hashable, float]
@@ -140,8 +146,7 @@ class Routes:
 
         Raises ``NoRoutablePod``, and what the store raises.
         """
-        if terms.policy is not None and not callable(getattr(terms.policy, "rank", None)):
-            raise InvalidArgument("policy must have a method rank(uid, candidates)")
+        check_policy(terms.policy)
         flight = await self._reader.look_up("route", link, fresh=terms.fresh)
         record = CURRENT.get()
         if record is not None:

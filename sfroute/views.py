@@ -117,8 +117,9 @@ class ServiceView:
 class _Service:
     """What is kept of one service.
 
-    ``troubled_since``: when the first of those fetches began that have failed or taken long. ``allowance``: seconds by
-    which heartbeats may be late for that reason, until ``allowed_until``.
+    ``troubled_since``: when the first of those fetches began that have failed or taken long; ``troubled_until``: when
+    the last of them failed. ``allowance``: seconds by which heartbeats may be late for that reason, until
+    ``allowed_until``.
     """
 
     __slots__ = (
@@ -129,6 +130,7 @@ class _Service:
         "fetch_sent",
         "placements",
         "troubled_since",
+        "troubled_until",
         "view",
     )
 
@@ -139,6 +141,7 @@ class _Service:
         self.fetch_sent = False
         self.placements = Placements()
         self.troubled_since: float | None = None
+        self.troubled_until = -inf
         self.allowance = 0.0
         self.allowed_until = -inf
 
@@ -270,6 +273,9 @@ class PodViews:
                 raise RouterClosed
             known.fetch_began = self._clock()
             known.fetch_sent = False
+            if known.fetch_began - known.troubled_until > self._config.pod_timeout:
+                # Nobody has asked for so long: of the store's trouble nothing is known but that it was.
+                known.troubled_since = None
             known.fetch = self._loop.create_task(self._fetch(name, known))
             known.fetch.add_done_callback(lambda done: self._fetched(known, done))
         return known.fetch
@@ -287,6 +293,7 @@ class PodViews:
         # Whoever awaits it is told; a renewal that nobody awaits is tried again when the view is next used.
         if known.troubled_since is None:
             known.troubled_since = known.fetch_began
+        known.troubled_until = self._clock()
         level = logging.DEBUG if isinstance(fetch.exception(), SfrouteError) else logging.ERROR
         _log.log(level, "the pods of a service could not be read", exc_info=fetch.exception())
 

@@ -34,6 +34,7 @@ from sfroute import (
     RouterConfig,
 )
 from sfroute.embedded import LocalCluster, LocalServer
+from sfroute.keys import state_key
 
 Raw = redis.cluster.RedisCluster
 QUICK = RouterConfig(placement=PlacementConfig(pod_view_max_age=0.05, pod_timeout=1.0))
@@ -203,6 +204,28 @@ class TestHeartbeats:
             * 2
         )
 
+    async def test_they_go_on_whatever_another_program_writes_there(
+        self, speaker: Any, raw: Raw, states: StateProgram, namespace: str
+    ) -> None:
+        def has_beaten_again() -> bool:
+            return '"status"' in states.fields()["3"]
+
+        async with agent_of(speaker, namespace, "chat", 3, heartbeat=0.02) as agent:
+            for text in ("Running", "{", "[" * 5000, '{"by":7}', '{"by":' * 5000, "\0"):
+                raw.hset(states.key, "3", text)
+                await until(has_beaten_again)
+            assert agent.conflicts == 0
+
+    async def test_what_the_application_does_to_its_own_later_is_not_reported(
+        self, speaker: Any, states: StateProgram, namespace: str
+    ) -> None:
+        rooms: list[object] = ["red"]
+        async with agent_of(speaker, namespace, "chat", 3, heartbeat=0.02, extra={"rooms": rooms}):
+            rooms.append({"no", "JSON"})
+            first = state(states)["at"]
+            await until(lambda: state(states)["at"] > first)
+            assert state(states)["rooms"] == ["red"]
+
     async def test_a_restart_is_no_conflict(
         self, speaker: Any, namespace: str, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -295,6 +318,13 @@ class TestDraining:
             await speaker.set_linked_pod(namespace, "ada", "chat", 0)
             await speaker.remove_linked_pod(namespace, "bob", "chat")
             assert await draining == 0
+
+    async def test_so_does_the_end_of_the_agent(self, speaker: Any, namespace: str) -> None:
+        async with agent_of(speaker, namespace, "chat", 3) as agent:
+            await agent.accept("ada")
+            draining = asyncio.create_task(agent.drain(30.0))
+            await until(lambda: agent.status == DRAINING)
+        assert await asyncio.wait_for(draining, 2.0) == 1
 
     async def test_the_deadline_ends_it(self, speaker: Any, namespace: str) -> None:
         async with agent_of(speaker, namespace, "chat", 3) as agent:
@@ -437,6 +467,30 @@ class TestWithoutAStore:
             await router.aclose()
         assert "a heartbeat of pod 3 could not be stored" in caplog.text
 
+    async def test_draining_is_said_again_until_the_store_has_it(
+        self,
+        make_router: Callable[..., Any],
+        server_binary: str | None,
+        namespace: str,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        with LocalServer(server_binary=server_binary) as single:
+            router = make_router(single.url, config=self.IMPATIENT)
+            # No heartbeat comes to its help.
+            async with agent_of(
+                router, namespace, "chat", 3, heartbeat=60.0, forget_after=600.0
+            ) as agent:
+                await agent.accept("ada")
+                single.kill()
+                draining = asyncio.create_task(agent.drain(20.0))
+                await until(lambda: "could not be stored" in caplog.text)
+                await asyncio.to_thread(single.restart)
+                key = state_key(namespace, "chat")
+                await until(lambda: DRAINING in str(single.execute("HGET", key, "3")))
+                assert not draining.done()
+            await draining
+            await router.aclose()
+
     async def test_it_stops_within_the_deadline_of_a_store_that_is_gone(
         self,
         make_router: Callable[..., Any],
@@ -536,6 +590,28 @@ class TestSigterm:
             assert (process.returncode, out) == (0, b"end\n")
         else:
             assert (process.returncode, out) == (128 + signal.SIGTERM, b"")
+
+    @pytest.mark.parametrize("application", [ASYNCIO_APPLICATION, THREADS_APPLICATION])
+    async def test_being_told_again_does_not_cut_it_short(
+        self, server_binary: str | None, namespace: str, application: str
+    ) -> None:
+        with LocalServer(server_binary=server_binary) as single:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-c", textwrap.dedent(application), single.url, namespace, "False"),
+                stdout=asyncio.subprocess.PIPE,
+            )
+            assert process.stdout is not None
+            assert await process.stdout.readline() == b"up\n"
+            # The last word waits for an answer.
+            single.pause()
+            for _ in range(4):
+                process.send_signal(signal.SIGTERM)
+                await asyncio.sleep(0.2)
+            single.resume()
+            assert await process.wait() == 128 + signal.SIGTERM
+            stored = single.execute("HGET", state_key(namespace, "chat"), "3")
+            assert json.loads(str(stored))["status"] == STOPPED
 
     def test_the_applications_handler_stays_and_comes_back(
         self, cluster: LocalCluster, namespace: str

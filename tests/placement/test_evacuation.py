@@ -166,9 +166,16 @@ class TestWhatItMoves:
             await outcome(router, namespace, "chat", 0)
         assert count_links(raw, namespace, "chat", UIDS) == {0: 300}
 
-    @pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
+    async def test_a_policy_that_is_none_is_refused(self, router: Any, namespace: str) -> None:
+        with pytest.raises(InvalidArgument, match=r"^policy"):
+            await outcome(router, namespace, "chat", 0, policy=len)
+
+    @pytest.mark.parametrize(
+        "rate",
+        [0, -1, float("nan"), float("inf"), "5", True, [5], pytest.param(10**400, id="huge")],
+    )
     async def test_a_rate_that_is_none_is_refused(
-        self, router: Any, namespace: str, rate: float
+        self, router: Any, namespace: str, rate: Any
     ) -> None:
         with pytest.raises(InvalidArgument, match=r"^rate"):
             await outcome(router, namespace, "chat", 0, rate=rate)

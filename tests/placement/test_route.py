@@ -25,7 +25,9 @@ from sfroute import (
     Link,
     NoRoutablePod,
     PlacementConfig,
+    RetryConfig,
     RouterConfig,
+    StoreUnavailable,
 )
 from sfroute.embedded import LocalCluster, LocalServer
 from sfroute.keys import link_key, slot_of, state_key
@@ -52,6 +54,12 @@ class Pods:
         at = self.states.server_ms() - int(age * 1000)
         state = {"status": status, "at": at, **more}
         self.raw.hset(self.key, str(pod), json.dumps(state))
+
+
+async def report(router: Any, namespace: str, pod: int) -> None:
+    """A state stamped by the server now."""
+    args = [pod, '{"status":"Running"}', 1]
+    await router.execute_script("statefulSetState", [state_key(namespace, "chat")], args)
 
 
 @pytest.fixture
@@ -145,6 +153,29 @@ class TestWhichLinksStay:
                 await asyncio.sleep(0.02)
             assert loop.time() - began > 0.5
         finally:
+            await router.aclose()
+
+    async def test_old_trouble_of_the_store_is_no_excuse_for_a_silent_pod(
+        self, make_router: Callable[..., Any], server_binary: str | None, namespace: str
+    ) -> None:
+        """Heartbeats may be late after an outage, but not one that was over long ago, as far as anybody knows."""
+        config = RouterConfig(
+            retry=RetryConfig(deadline=0.3), placement=PlacementConfig(pod_timeout=0.5)
+        )
+        with LocalServer(server_binary=server_binary) as single:
+            router = make_router(single.url, config=config)
+            await router.open()
+            for pod in (1, 7):
+                await report(router, namespace, pod)
+            single.execute("SET", link_key(namespace, "ada", "chat"), "7")
+            single.pause()
+            with pytest.raises(StoreUnavailable):
+                await router.get_pods(namespace, "chat", fresh=True)
+            single.resume()
+            await asyncio.sleep(1.0)
+            await report(router, namespace, 1)
+            link = await router.route(namespace, *ADA)
+            assert (link.pod, link.source) == (1, "moved")
             await router.aclose()
 
     async def test_a_hash_of_a_million_fields_is_refused_by_name(

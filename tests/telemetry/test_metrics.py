@@ -12,7 +12,14 @@ import pytest
 from opentelemetry.sdk.metrics.export import Histogram, Sum
 
 import sfroute
-from sfroute import AsyncRouter, CacheConfig, InvalidArgument, Router, RouterConfig
+from sfroute import (
+    AsyncPodAgent,
+    AsyncRouter,
+    CacheConfig,
+    InvalidArgument,
+    Router,
+    RouterConfig,
+)
 from sfroute.embedded import LocalCluster
 from sfroute.telemetry import names
 
@@ -124,6 +131,21 @@ async def test_a_placement_after_a_cached_absence_is_timed(
     assert tap.metrics()["sfroute.operation.duration"][((OPERATION, "route"),)] == 1
     (span,) = tap.spans("sfroute route")
     assert (span.attributes or {})["sfroute.link.source"] == "placed"
+
+
+async def test_agents_that_claim_one_pod_are_counted(
+    node: LocalCluster, tap: Tap, namespace: str
+) -> None:
+    async with (
+        AsyncRouter.from_url(node.url, config=tap.config()) as router,
+        AsyncRouter.from_url(node.url) as other,
+        AsyncPodAgent(router, namespace, SERVICE, 3, heartbeat=0.02, sigterm=False),
+        asyncio.timeout(5),
+    ):
+        assert tap.metrics()["sfroute.pods.conflicts"] == {(): 0}
+        async with AsyncPodAgent(other, namespace, SERVICE, 3, heartbeat=0.02, sigterm=False):
+            while tap.metrics()["sfroute.pods.conflicts"] != {(): 1}:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
 
 
 async def test_routers_share_instruments_and_counters_never_fall(

@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from sfroute import RetryConfig, Router, RouterConfig, SfrouteError
+from sfroute import (
+    AsyncPodAgent,
+    AsyncRouter,
+    RetryConfig,
+    Router,
+    RouterConfig,
+    SfrouteError,
+)
 from sfroute.embedded import LocalCluster
 from sfroute.keys import link_key, link_prefix
 
@@ -91,6 +98,44 @@ async def test_no_uid_leaves_the_process(
     no_secret("spans and metrics", tap.exported_text())
     assert len(tap.spans()) > 100
     no_secret("logs", "\n".join(everything_of(record) for record in caplog.records))
+
+
+async def test_no_uid_leaves_the_process_of_its_pod(
+    node: LocalCluster, tap: Tap, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    listener = Listener()
+
+    async def evacuate(router: AsyncRouter) -> None:
+        await router.set_service_state(namespace, SERVICE, 1, "Running")
+        async for _ in router.evacuate(namespace, SERVICE, 3):
+            pass
+
+    with caplog.at_level(logging.DEBUG):
+        async with (
+            AsyncRouter.from_url(node.url, config=tap.config()) as router,
+            AsyncPodAgent(
+                router, namespace, SERVICE, 3, heartbeat=0.02, load=lambda: 1 / 0, sigterm=False
+            ) as agent,
+        ):
+            assert (await agent.accept(UID)).success
+            # Where the uid's links are listed now stands what cannot list any.
+            node.execute(node.nodes[0], "DEL", link_prefix(namespace, UID))
+            node.execute(node.nodes[0], "RPUSH", link_prefix(namespace, UID), UID)
+            for uid in (UID, *BAD_UIDS):
+                await listener.hear(agent.accept, uid)
+                await listener.hear(agent.release, uid)
+            await listener.hear(agent.drain, 0.1)
+            await listener.hear(evacuate, router)
+        await listener.hear(agent.accept, UID)
+        await listener.hear(agent.release, UID)
+    told = "\n".join(listener.told)
+    assert told.count("CorruptReply(") >= 3
+    assert "RouterClosed(" in told
+    no_secret("errors", told)
+    no_secret("spans and metrics", tap.exported_text())
+    logged = "\n".join(everything_of(record) for record in caplog.records)
+    assert "the load callable of pod 3 raised" in logged
+    no_secret("logs", logged)
 
 
 async def test_no_uid_leaves_the_process_when_the_store_is_gone(

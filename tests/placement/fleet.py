@@ -19,6 +19,8 @@ from typing import Any, Self
 __all__ = ["Fleet", "Process", "say", "words"]
 
 HERE = Path(__file__).parent
+CLOCK_OFF = "SFROUTE_TEST_CLOCK_OFF"
+"""By how many seconds the clock of a process is ahead."""
 
 
 class Process:
@@ -29,8 +31,8 @@ class Process:
         self._asking = asyncio.Lock()
 
     @classmethod
-    async def start(cls, script: str, **options: object) -> Self:
-        """Start a script of this folder, and wait for its first word."""
+    async def start(cls, script: str, clock_off: float, **options: object) -> Self:
+        """Start a script of this folder, its clock ahead by ``clock_off``, and wait for its first word."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -40,6 +42,7 @@ class Process:
             stdout=asyncio.subprocess.PIPE,
             limit=1 << 26,
             cwd=HERE.parent,
+            env={**os.environ, CLOCK_OFF: str(clock_off)},
         )
         self = cls(process)
         try:
@@ -86,13 +89,25 @@ class Process:
 class Fleet(AsyncExitStack):
     """Ends what was started."""
 
-    async def start(self, script: str, **options: object) -> Process:
-        process = await Process.start(script, **options)
+    async def start(self, script: str, clock_off: float, **options: object) -> Process:
+        process = await Process.start(script, clock_off, **options)
         self.push_async_callback(process.kill)
         return process
 
 
 # --- the processes' side
+
+
+def set_clock_off(seconds: float) -> None:
+    """Let the clock of this process be wrong, as that of another machine may be."""
+    right, right_ns = time.time, time.time_ns
+    time.time = lambda: right() + seconds
+    time.time_ns = lambda: right_ns() + int(seconds * 1e9)
+
+
+# Here, and not when the options are read: by then sfroute is imported, and may have kept the functions.
+if CLOCK_OFF in os.environ:
+    set_clock_off(float(os.environ[CLOCK_OFF]))
 
 
 def say(what: object) -> None:

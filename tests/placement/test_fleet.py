@@ -24,6 +24,8 @@ ROUTES = int(os.environ.get("SFROUTE_PLACEMENT_ROUTES", "50000"))
 UIDS = int(os.environ.get("SFROUTE_PLACEMENT_UIDS", "6000"))
 GATEWAYS = ("asyncio", "asyncio", "asyncio", "threads")
 PODS = 5
+CLOCKS_OFF = (-86_400.0, 0.0, 1.5, -3.0, 3_600.0)
+"""By how many seconds the clocks of pods, and of gateways, are ahead. The one that counts is the server's."""
 HEARTBEAT = 0.5
 POD_TIMEOUT = 2.0
 VIEW = 0.3
@@ -74,6 +76,7 @@ class Stage:
     async def prepare_pod(self, pod: int) -> Process:
         return await self.fleet.start(
             "pod_process",
+            CLOCKS_OFF[pod],
             url=self.url,
             namespace=self.namespace,
             pod=pod,
@@ -87,6 +90,7 @@ class Stage:
             *(
                 self.fleet.start(
                     "gateway_process",
+                    CLOCKS_OFF[-1 - seed],
                     url=self.url,
                     namespace=self.namespace,
                     kind=kind,

@@ -25,7 +25,7 @@ from typing import Any, Final, Self
 from .errors import ConfigError, InvalidArgument, RouterClosed, SfrouteError, StoreError
 from .keys import check_link_names, check_pod, check_service_names
 from .router import AsyncRouter
-from .states import compose_state
+from .states import asked_to_drain, compose_state
 from .sync import Router
 from .types import DRAINING, PERSIST_FOREVER, RUNNING, STOPPED, TrySetResult
 from .views import notice_seconds
@@ -43,7 +43,7 @@ RETRY_SECONDS: Final = 0.25
 """Between two attempts at a heartbeat. Each has the store's whole deadline: when the store is back, all pods must have
 reported before gateways take their silence for death."""
 MAX_SECONDS: Final = 10.0**9
-RESERVED: Final = frozenset({"status", "load", "at", "by", "capacity"})
+RESERVED: Final = frozenset({"status", "load", "at", "by", "capacity", "drain"})
 """Fields of the state that are the agent's."""
 _TERMINATED: Final = 128 + signal.SIGTERM
 
@@ -131,11 +131,12 @@ class AsyncPodAgent:
         self._owner: asyncio.Task[Any] | None = None
         self._terminated = False
         self._load_trouble = False
+        self._asked_to_drain = False
         self._rivals: set[str] = set()
 
     @property
     def status(self) -> str:
-        """What the pod reports: ``Running``, ``Draining`` or ``Stopped``."""
+        """What the pod reports: ``Running``, ``Draining`` (also at the request of ``sfroute drain``), ``Stopped``."""
         return self._status
 
     @property
@@ -225,6 +226,7 @@ class AsyncPodAgent:
         if self._task is None:
             raise ConfigError("the agent is not running")
         self._status = DRAINING
+        self._asked_to_drain = False
         self._left = len(self._uids)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(deadline):
@@ -293,6 +295,8 @@ class AsyncPodAgent:
     async def _beat(self) -> None:
         async with self._beating:
             await self._send_state()
+            if self._status != self._stored[0]:  # somebody has asked for another one
+                await self._send_state()
 
     async def _send_state(self) -> None:
         self._beats += 1
@@ -306,6 +310,7 @@ class AsyncPodAgent:
             self._stored = status, time.monotonic()
         if self._beats > 1:
             self._look_for_rival(previous)
+            self._heed_request(previous)
 
     def _measured_load(self) -> float | None:
         if self._load is None:
@@ -344,6 +349,14 @@ class AsyncPodAgent:
                 self.pod,
                 self._service,
             )
+
+    def _heed_request(self, previous: str | None) -> None:
+        """An operator has written over our state: drain, or do so no longer."""
+        asked = asked_to_drain(previous or "")
+        if asked is True and self._status == RUNNING:
+            self._status, self._asked_to_drain = DRAINING, True
+        elif asked is False and self._asked_to_drain and self._status == DRAINING:
+            self._status, self._asked_to_drain = RUNNING, False
 
     # SIGTERM
 

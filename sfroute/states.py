@@ -51,7 +51,15 @@ from .types import (
     PodChange,
 )
 
-__all__ = ["ROUTABLE", "changes", "compose_state", "gone", "read_pod", "rejections"]
+__all__ = [
+    "ROUTABLE",
+    "asked_to_drain",
+    "changes",
+    "compose_state",
+    "gone",
+    "read_pod",
+    "rejections",
+]
 
 ROUTABLE: Final = frozenset({RUNNING, "Available", "Ready", "READY"})
 _PLAIN: Final = ROUTABLE | {PENDING, DRAINING, STOPPED, FAILED}
@@ -111,6 +119,18 @@ def compose_state(status: str, load: float | None, extra: Mapping[str, object]) 
     if load is not None:
         fields["load"] = round(load, 6)
     return json.dumps({**fields, **extra}, separators=(",", ":"), allow_nan=False)
+
+
+def asked_to_drain(state: str) -> bool | None:
+    """The request that an operator has written into a pod's state, for its agent: True to drain, False to do so no
+    longer; None if there is none.
+    """
+    try:
+        fields = json.loads(state)
+    except (ValueError, RecursionError):
+        return None
+    asked = fields.get("drain") if isinstance(fields, dict) else None
+    return asked if isinstance(asked, bool) else None
 
 
 def gone(pods: Mapping[int, Pod], pod_timeout: float) -> dict[int, str]:

@@ -1,0 +1,139 @@
+"""``sfroute drain``: a pod that gets no new users."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import Annotated, Any, Final, Literal
+
+import typer
+
+from ..keys import check_service_names
+from ..router import AsyncRouter
+from ..states import read_pod
+from ..types import DRAINING, FAILED, RUNNING, STOPPED
+from . import common
+from .common import AsJson, Namespace, Service, Url, as_json_line, complain, open_router, require
+
+__all__ = ["asked_state", "drain", "taken_up"]
+
+Outcome = Literal["taken up", "written", "overwritten", "already", "gone"]
+
+_LOOK_SECONDS: Final = 0.2
+_LOOKS_TO_BE_SURE: Final = 3
+"""An agent that takes a request up reports its old status once more before."""
+
+
+def asked_state(state: str, *, undo: bool) -> str:
+    """What to write over a pod's state to ask it to drain, or to do so no longer.
+
+    The fields of a JSON state are kept, its stamp with them: a pod that is dead must go on looking dead. The field
+    ``drain`` is for the pod's agent.
+    """
+    wanted = RUNNING if undo else DRAINING
+    fields = _fields(state)
+    if fields is None:
+        return wanted
+    fields |= {"status": wanted, "drain": not undo}
+    return json.dumps(fields, separators=(",", ":"), ensure_ascii=False)
+
+
+def taken_up(state: str, *, undo: bool) -> bool:
+    """True if the pod itself has written this, and does what was asked."""
+    fields = _fields(state)
+    wanted = RUNNING if undo else DRAINING
+    return fields is not None and fields.get("status") == wanted and "drain" not in fields
+
+
+def _fields(state: str) -> dict[str, Any] | None:
+    try:
+        fields = json.loads(state)
+    except (ValueError, RecursionError):
+        return None
+    return fields if isinstance(fields, dict) else None
+
+
+def drain(
+    pod: Annotated[int, typer.Argument(min=0, help="The pod's id.", show_default=False)],
+    undo: Annotated[bool, typer.Option("--undo", help="Let it take new users again.")] = False,
+    seconds: Annotated[
+        float,
+        typer.Option(min=0, help="How long to look whether the pod keeps to it; two heartbeats."),
+    ] = 5.0,
+    url: Url = "",
+    namespace: Namespace = "",
+    service: Service = "",
+    as_json: AsJson = False,
+) -> None:
+    """Ask a pod to take no new users. Those it has stay: `sfroute evacuate` moves them.
+
+    The pod's state is written as Draining. What its own program makes of that decides:
+
+    - A pod with a PodAgent reads the request at its next heartbeat, and reports Draining from then on, until its
+    process ends or --undo. The process itself goes on.
+
+    - A pod that sends no heartbeats stays Draining until somebody writes another state.
+
+    - Any other program that goes on reporting Running overwrites the request. The command tells, and exits with 1:
+    such a pod must be drained by its own program.
+
+    Exit code 3: the pod has reported no state, or has stopped.
+    """
+    require(url=url, namespace=namespace, service=service)
+    check_service_names(namespace, service)
+
+    async def work() -> tuple[Outcome, str]:
+        async with open_router(url) as router:
+            return await _ask(router, (namespace, service, pod), undo=undo, seconds=seconds)
+
+    outcome, state = common.run(work())
+    if as_json:
+        fields = {"pod": pod, "outcome": outcome, "state": state or None}
+        sys.stdout.write(as_json_line(fields))
+    wanted = "takes new users" if undo else "drains"
+    # With --json the sentence goes where people look.
+    tell = complain if as_json else common.write
+    if outcome == "gone":
+        complain(
+            f"pod {pod} has {'stopped' if state else 'reported no state'}; nothing was written"
+        )
+        raise typer.Exit(common.NO)
+    if outcome == "overwritten":
+        complain(
+            f"pod {pod} itself goes on reporting another state; it must be drained by its own program"
+        )
+        raise typer.Exit(common.FAILED)
+    tell(
+        {
+            "taken up": f"pod {pod} {wanted}: its agent has taken it up",
+            "already": f"pod {pod} {wanted} already",
+            "written": f"pod {pod} {wanted}; it has reported nothing itself within {seconds:g} s",
+        }[outcome]
+    )
+
+
+async def _ask(
+    router: AsyncRouter, subject: tuple[str, str, int], *, undo: bool, seconds: float
+) -> tuple[Outcome, str]:
+    """Write the request, and look what the pod makes of it; the outcome, and the state as it is then."""
+    namespace, service, pod = subject
+    before = (await router.get_service_state(namespace, service)).get(pod, "")
+    status = read_pod(pod, before, None).status
+    if not before or status in (STOPPED, FAILED):
+        return "gone", before
+    if status == (RUNNING if undo else DRAINING):
+        return "already", before
+    asked = asked_state(before, undo=undo)
+    await router.set_service_state(namespace, service, pod, asked)
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
+    against = 0
+    state = asked
+    while against < _LOOKS_TO_BE_SURE and (against or loop.time() < until):
+        await asyncio.sleep(_LOOK_SECONDS)
+        state = (await router.get_service_state(namespace, service)).get(pod, "")
+        if taken_up(state, undo=undo):
+            return "taken up", state
+        against = 0 if state == asked else against + 1
+    return ("overwritten" if against else "written"), state

@@ -8,7 +8,7 @@ import typer
 
 from .._version import __version__
 from ..errors import ConfigError, InvalidArgument, SfrouteError
-from . import cluster, demo, doctor, drain, evacuate, link, pods, route, states
+from . import cluster, demo, doctor, drain, evacuate, link, pods, route, states, top
 
 __all__ = ["app", "run"]
 
@@ -24,6 +24,7 @@ app.command("route")(route.route)
 app.add_typer(link.app, name="link")
 app.command("pods")(pods.pods)
 app.command("watch")(pods.watch)
+app.command("top")(top.top)
 app.command("drain")(drain.drain)
 app.command("evacuate")(evacuate.evacuate)
 app.add_typer(states.state_app, name="state")

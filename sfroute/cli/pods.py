@@ -26,6 +26,7 @@ from .common import (
     complain,
     open_router,
     plain_table,
+    printable,
     require,
     run,
     show,
@@ -35,7 +36,16 @@ from .keyspace import count_links
 from .nodes import NODE_ERRORS, code_of, open_store
 from .progress import counting
 
-__all__ = ["PodTimeout", "link_counts", "pod_rows", "pods", "watch"]
+__all__ = [
+    "PodTimeout",
+    "change_words",
+    "link_counts",
+    "pod_cells",
+    "pod_rows",
+    "pods",
+    "router_config",
+    "watch",
+]
 
 PodTimeout = Annotated[
     float,
@@ -65,7 +75,7 @@ def pods(
     check_service_names(namespace, service)
 
     async def work() -> tuple[dict[int, Pod], Mapping[int, int] | None]:
-        async with open_router(url, _config(pod_timeout)) as router:
+        async with open_router(url, router_config(pod_timeout)) as router:
             found = await router.get_pods(namespace, service, fresh=True)
         return found, await link_counts(url, namespace, service) if links else None
 
@@ -76,13 +86,14 @@ def pods(
             sys.stdout.write(as_json_line(row))
     elif rows:
         headings = [">POD", "STATUS", ">LOAD", ">AGE", *([">LINKS"] if links else []), "NEW USERS"]
-        show(plain_table(headings, [_cells(row) for row in rows]))
+        show(plain_table(headings, [pod_cells(row) for row in rows]))
     if not found:
         complain(f"no pod of {service!r} has reported a state")
         raise typer.Exit(NO)
 
 
-def _config(pod_timeout: float) -> RouterConfig:
+def router_config(pod_timeout: float) -> RouterConfig:
+    """For a router that takes a pod for dead when the gateways do."""
     return RouterConfig(client_name=CLIENT_NAME, placement=PlacementConfig(pod_timeout=pod_timeout))
 
 
@@ -121,11 +132,12 @@ def pod_rows(
     return rows
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
+def pod_cells(row: Mapping[str, Any]) -> list[str]:
+    """A row as people read it."""
     cells = [
         str(row["pod"]),
         row["status"] or "-",
-        "-" if row["load"] is None else f"{row['load']:g}",
+        "-" if row["load"] is None else f"{round(row['load'], 3):g}",
         "-" if row["age"] is None else f"{row['age']:.1f}",
     ]
     if "links" in row:
@@ -149,7 +161,7 @@ def watch(
 
     async def work() -> None:
         async with (
-            open_router(url, _config(pod_timeout)) as router,
+            open_router(url, router_config(pod_timeout)) as router,
             aclosing(router.watch(namespace, service)) as changes,
         ):
             async for change in changes:
@@ -160,22 +172,32 @@ def watch(
 
 
 def _tell(change: PodChange, *, as_json: bool) -> None:
-    now = datetime.now().astimezone()
-    pod = change.pod
-    if as_json:
-        fields = {
-            "time": now.isoformat(timespec="milliseconds"),
-            "change": change.kind,
-            "pod": pod.id,
-            "status": pod.status,
-            "load": pod.load,
-            "age": pod.age,
-        }
-        sys.stdout.write(as_json_line(fields))
+    if not as_json:
+        write(*change_words(change))
         return
-    known = [f"status {pod.status}"]
+    pod = change.pod
+    fields = {
+        "time": datetime.now().astimezone().isoformat(timespec="milliseconds"),
+        "change": change.kind,
+        "pod": pod.id,
+        "status": pod.status,
+        "load": pod.load,
+        "age": pod.age,
+    }
+    sys.stdout.write(as_json_line(fields))
+
+
+def change_words(change: PodChange) -> list[str]:
+    """The time, the pod, what has happened to it, and what is known of it."""
+    pod = change.pod
+    known = [f"status {printable(pod.status)}"]
     if pod.load is not None:
-        known.append(f"load {pod.load:g}")
+        known.append(f"load {round(pod.load, 3):g}")
     if pod.age is not None:
         known.append(f"last heartbeat {pod.age:.1f} s ago")
-    write(now.strftime("%H:%M:%S"), f"pod {pod.id}", change.kind, ", ".join(known))
+    return [
+        f"{datetime.now().astimezone():%H:%M:%S}",
+        f"pod {pod.id}",
+        change.kind,
+        ", ".join(known),
+    ]

@@ -34,7 +34,8 @@ from .data import judge_keys, judge_pods
 from .findings import Check, Finding
 from .rights import gather_rights, judge_rights, rights
 from .router import gather_router, judge_router
-from .servers import gather_servers, judge_servers
+from .server_facts import gather_servers
+from .servers import judge_servers
 
 __all__ = ["doctor"]
 

@@ -1,0 +1,129 @@
+"""The ``top`` command."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections import deque
+from typing import Annotated, Final
+
+import typer
+from rich.live import Live
+
+from ...config import PlacementConfig
+from ...keys import check_service_names
+from ...router import AsyncRouter
+from ..common import (
+    AsJson,
+    Namespace,
+    Service,
+    Url,
+    as_json_line,
+    console,
+    open_router,
+    require,
+    run,
+    show,
+)
+from ..pods import PodTimeout, change_words, router_config
+from .facts import Watcher
+from .screen import as_fields, draw
+
+__all__ = ["top"]
+
+_POD_TIMEOUT: Final = PlacementConfig().pod_timeout
+_EVENTS: Final = 4
+
+
+def top(
+    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 2.0,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="End after so many looks; the first has no rates.")
+    ] = None,
+    links_every: Annotated[
+        float,
+        typer.Option(
+            min=1, help="Seconds between two counts of the links, which pass over all keys."
+        ),
+    ] = 30.0,
+    pod_timeout: PodTimeout = _POD_TIMEOUT,
+    url: Url = "",
+    namespace: Namespace = "",
+    service: Service = "",
+    as_json: AsJson = False,
+) -> None:
+    """Show pods, links, and what the primaries do, until Ctrl-C.
+
+    All of it is what the store sees. HITS: of the keys read, those that were there. LANES: connections on which a
+    primary pushes what changes, one per gateway. What a gateway answers from its cache never comes here: that is in its
+    metrics. SCRIPTS: calls of a script, which writes, heartbeats and reads of pods are. MS: what this machine waits for
+    an answer.
+
+    Into a pipe it writes one screen after the other; with --json one object per look.
+    """
+    require(url=url, namespace=namespace, service=service)
+    check_service_names(namespace, service)
+    watcher = Watcher(url, namespace, service, links_every)
+    run(_show(watcher, (url, namespace, service), interval, count, pod_timeout, as_json))
+
+
+async def _show(
+    watcher: Watcher,
+    subject: tuple[str, str, str],
+    interval: float,
+    count: int | None,
+    pod_timeout: float,
+    as_json: bool,
+) -> None:
+    url, namespace, service = subject
+    screen = console()
+    events: deque[str] = deque(maxlen=_EVENTS)
+    live = None
+    async with contextlib.AsyncExitStack() as stack:
+        router = await stack.enter_async_context(open_router(url, router_config(pod_timeout)))
+        background = [
+            asyncio.create_task(_listen(router, namespace, service, events)),
+            asyncio.create_task(watcher.count_links()),
+        ]
+        stack.push_async_callback(_end, background)
+        if screen.is_terminal and not as_json:
+            live = stack.enter_context(Live(console=screen, screen=True, auto_refresh=False))
+        if count is not None:
+            # Whoever counts the looks wants them complete.
+            await watcher.count_links_once()
+        looks = 0
+        while True:
+            frame = await watcher.look(router)
+            looks += 1
+            drawn = draw(
+                frame,
+                f"{namespace} {service}",
+                list(events),
+                now=time.monotonic(),
+                pod_timeout=pod_timeout,
+                height=screen.height if live is not None else None,
+            )
+            if as_json:
+                sys.stdout.write(as_json_line(as_fields(frame, pod_timeout)))
+            elif live is not None:
+                live.update(drawn, refresh=True)
+            else:
+                show(drawn, "")
+            sys.stdout.flush()
+            if looks == count:
+                return
+            await asyncio.sleep(interval)
+
+
+async def _listen(router: AsyncRouter, namespace: str, service: str, events: deque[str]) -> None:
+    async with contextlib.aclosing(router.watch(namespace, service)) as changes:
+        async for change in changes:
+            events.append("  ".join(change_words(change)))
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import enum
 from typing import Final, NamedTuple
 
+from .keys import SLOTS
+
 __all__ = ["RETRIED_CODES", "Failure", "Kind", "read_failure"]
 
 
@@ -65,6 +67,9 @@ _KINDS: Final = {
     "SFTOOMANY": Kind.CORRUPT,
 }
 
+_REFUSED_IN_SCRIPT: Final = ("ACL failure in script", "The user executing the script can't")
+"""How Valkey and Redis, and Redis 7.0, say that a script lacks a right of its user's."""
+
 RETRIED_CODES: Final = (
     "MOVED",
     "ASK",
@@ -86,15 +91,27 @@ def read_failure(message: str) -> Failure:
         return Failure(Kind.FATAL, code)
     if code == "ERR" and "max number of clients" in message:
         return Failure(Kind.WAIT, "MAXCLIENTS")
+    if code == "ERR" and any(text in message for text in _REFUSED_IN_SCRIPT):
+        return Failure(Kind.FATAL, "NOPERM")
     kind = _KINDS.get(code, Kind.FATAL)
     return Failure(kind, code, second_key=kind is Kind.CORRUPT and "KEYS[2]" in message)
 
 
 def _redirect(words: list[str]) -> tuple[int, str, int] | None:
     """Slot, host and port of ``MOVED 3999 127.0.0.1:6381``; ``?`` or nothing for a host means the sender's."""
-    if len(words) < 3 or not words[1].isdecimal():
+    if len(words) < 3:
         return None
     host, _, port = words[2].rpartition(":")
-    if not port.isdecimal():
+    slot_number, port_number = _number(words[1]), _number(port)
+    # What no slot is must not get as far as the slot map.
+    if slot_number is None or slot_number >= SLOTS or port_number is None or port_number == 0:
         return None
-    return int(words[1]), "" if host == "?" else host.strip("[]"), int(port)
+    return slot_number, "" if host == "?" else host.strip("[]"), port_number
+
+
+def _number(text: str) -> int | None:
+    """A number from 0 to 65535, None for anything else, however long."""
+    if len(text) > 5 or not (text.isascii() and text.isdecimal()):
+        return None
+    number = int(text)
+    return number if number <= 65535 else None

@@ -132,7 +132,7 @@ def text(raw: object, key: KeyName) -> str:
 def refused(failure: Failure, operation: str) -> StoreError:
     """The error for a command the store will not execute, with what to do about it."""
     advice = {
-        "NOPERM": "give the router's user the rights listed in the security guide",
+        "NOPERM": "give the router's user the rights listed in docs/how-to/secure.md",
         "NOAUTH": "give a user name and a password",
         "MOVED": "the server is a node of a cluster: use a redis+cluster:// URL or a RedisCluster client",
     }.get(failure.code, "the server's log may say more")

@@ -21,6 +21,7 @@ from redis.event import (
 )
 from redis.exceptions import (
     AuthenticationError,
+    NoPermissionError,
     RedisClusterException,
     RedisError,
     ResponseError,
@@ -283,6 +284,11 @@ def _what_is_wrong(error: BaseException | None) -> str | None:
             )
         if isinstance(error, AuthenticationError):
             return "the start nodes refused the connection; check the user name and password"
+        if isinstance(error, NoPermissionError):
+            return (
+                "the start nodes refused a command (NOPERM); give the router's user the rights listed in "
+                "docs/how-to/secure.md"
+            )
         if isinstance(error, ResponseError) and "cluster support disabled" in str(error):
             return "the start node is no node of a cluster; for a single node use a redis:// URL or a Redis client"
         error = error.__cause__ or error.__context__

@@ -28,7 +28,11 @@ def test_a_redirect_without_a_host_means_the_one_that_sent_it(host: str) -> None
 
 
 @pytest.mark.parametrize(
-    "message", ["MOVED", "MOVED 1", "ASK x 127.0.0.1:1", "MOVED 1 host", "MOVED 1 host:x"]
+    "message",
+    ["MOVED", "MOVED 1", "ASK x 127.0.0.1:1", "MOVED 1 host", "MOVED 1 host:x"]
+    + ["MOVED 16384 host:1", "ASK 99999 host:1", "MOVED 1 host:0", "MOVED 1 host:65536"]
+    # More digits than Python turns into a number.
+    + [f"MOVED 1 host:{'9' * 5000}", f"MOVED {'9' * 5000} host:1", "MOVED \u0661 host:1"],
 )
 def test_a_redirect_that_cannot_be_read_is_fatal(message: str) -> None:
     assert read_failure(message).kind is Kind.FATAL
@@ -60,6 +64,17 @@ def test_each_code_has_its_consequence(message: str, kind: Kind) -> None:
 
 def test_too_many_clients_pass_by_themselves() -> None:
     assert read_failure("ERR max number of clients reached") == Failure(Kind.WAIT, "MAXCLIENTS")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "ERR ACL failure in script: No permissions to access a key script: on @user_script:1.",
+        "ERR The user executing the script can't run this command or subcommand script: x",
+    ],
+)
+def test_a_right_that_a_script_lacks_is_a_missing_right(message: str) -> None:
+    assert read_failure(message) == Failure(Kind.FATAL, "NOPERM")
 
 
 @pytest.mark.parametrize("message", ["", "user_script:1: oops", "oops", "sf:{ns:lk:ada} 1"])

@@ -29,10 +29,14 @@ def test_a_redirect_without_a_host_means_the_one_that_sent_it(host: str) -> None
 
 @pytest.mark.parametrize(
     "message",
-    ["MOVED", "MOVED 1", "ASK x 127.0.0.1:1", "MOVED 1 host", "MOVED 1 host:x"]
-    + ["MOVED 16384 host:1", "ASK 99999 host:1", "MOVED 1 host:0", "MOVED 1 host:65536"]
-    # More digits than Python turns into a number.
-    + [f"MOVED 1 host:{'9' * 5000}", f"MOVED {'9' * 5000} host:1", "MOVED \u0661 host:1"],
+    [
+        *("MOVED", "MOVED 1", "ASK x 127.0.0.1:1", "MOVED 1 host", "MOVED 1 host:x"),
+        *("MOVED 16384 host:1", "ASK 99999 host:1", "MOVED 1 host:0", "MOVED 1 host:65536"),
+        "MOVED \u0661 host:1",
+        # More digits than Python turns into a number.
+        f"MOVED 1 host:{'9' * 5000}",
+        f"MOVED {'9' * 5000} host:1",
+    ],
 )
 def test_a_redirect_that_cannot_be_read_is_fatal(message: str) -> None:
     assert read_failure(message).kind is Kind.FATAL

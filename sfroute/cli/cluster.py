@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ..embedded import LocalCluster
+from .common import AsJson, as_json_line
 
 __all__ = ["app"]
 
@@ -34,6 +35,7 @@ def up(
         str | None,
         typer.Option(envvar="SFROUTE_CLUSTER_PASSWORD", help="Ask clients for this password."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Start a cluster, write its URL to standard output, and keep it until Ctrl-C.
 
@@ -45,7 +47,17 @@ def up(
     with LocalCluster(
         primaries, replicas, server_binary=server, tls=tls, password=password
     ) as cluster:
-        typer.echo(cluster.url)
+        if as_json:
+            fields = {
+                "url": cluster.url,
+                "server": cluster.server_name,
+                "version": cluster.server_version,
+                "primaries": primaries,
+                "replicas": primaries * replicas,
+            }
+            typer.echo(as_json_line(fields), nl=False)
+        else:
+            typer.echo(cluster.url)
         typer.echo(
             f"{cluster.server_name} {cluster.server_version}, {primaries} primaries and "
             f"{primaries * replicas} replicas; Ctrl-C ends it",

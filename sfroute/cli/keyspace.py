@@ -231,7 +231,7 @@ async def _look_at_others(
     keys = [f"sf:{{{namespace}:{kind}:{name}}}" for kind, name in others]
     replies = await node.ask_many(
         [
-            ("HLEN" if kind == "state" else "STRLEN", key)
+            ("HLEN" if kind == "state" else "GET", key)
             for (kind, _), key in zip(others, keys, strict=True)
         ]
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ..common import AsJson, as_json_line
 from .child import ChildFailed
 from .director import direct
 from .traffic import Traffic
@@ -37,7 +39,7 @@ class _Show:
         self._progress.update(self._task, completed=requests)
 
 
-def demo() -> None:
+def demo(as_json: AsJson = False) -> None:
     """Route 20,000 requests on a real six-node cluster of this machine, and kill a primary in the middle.
 
     Three pods and two gateways are processes of their own. Then, of four pods, one is drained, one is killed and one is
@@ -66,11 +68,14 @@ def demo() -> None:
     except (KeyboardInterrupt, asyncio.CancelledError):
         typer.echo("sfroute: interrupted; everything it started has ended", err=True)
         raise typer.Exit(_INTERRUPTED) from None
-    output = Console()
-    if not output.is_terminal:
-        output = Console(width=_WIDTH_WITHOUT_TERMINAL)
-    output.print(outcome.tables())
     broken = outcome.broken_promises()
+    if as_json:
+        sys.stdout.write(as_json_line({**outcome.fields(), "broken_promises": broken}))
+    else:
+        output = Console()
+        if not output.is_terminal:
+            output = Console(width=_WIDTH_WITHOUT_TERMINAL)
+        output.print(outcome.tables())
     for sentence in broken:
         typer.echo(f"sfroute: {sentence}", err=True)
     if broken:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -134,6 +134,39 @@ class Outcome:
         if self.departures is not None:
             broken += self.departures.broken_promises()
         return broken
+
+    def fields(self) -> dict[str, Any]:
+        """The outcome for JSON."""
+        departures = None
+        if self.departures is not None:
+            departures = asdict(self.departures)
+            departures["pods_in_the_end"] = sorted(self.departures.pods_in_the_end)
+        return {
+            "requests": self.expected,
+            "gateways": [
+                {
+                    "router": gateway.name,
+                    "requests": len(gateway.answers),
+                    "cache_hits": sum(source == "cache" for _, _, source, _ in gateway.answers),
+                    "stale": sum(stale for _, _, _, stale in gateway.answers),
+                    "errors": len(gateway.errors),
+                }
+                for gateway in self.gateways
+            ],
+            "pods": [
+                {
+                    "pod": pod.pod,
+                    "links": len(self.links.get(pod.pod, ())),
+                    "requests": pod.requests,
+                    "heartbeats": pod.heartbeats,
+                    "heartbeats_missed": pod.heartbeats_missed,
+                }
+                for pod in self.pods
+            ],
+            "primary_killed": self.killed,
+            "failover_seconds": round(self.recovered_at - self.killed_at, 3),
+            "departures": departures,
+        }
 
     def tables(self) -> RenderableType:
         """The outcome for people."""

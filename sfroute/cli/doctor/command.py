@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Final
 
 import typer
@@ -11,12 +12,11 @@ from rich.console import RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from ...config import PlacementConfig, RouterConfig
-from ...errors import SfrouteError
+from ...config import PlacementConfig
+from ...errors import SfrouteError, StoreError
 from ...keys import check_service_names
 from ...types import Pod
 from ..common import (
-    CLIENT_NAME,
     FAILED,
     AsJson,
     Url,
@@ -29,10 +29,11 @@ from ..common import (
 )
 from ..keyspace import Keyspace, look_at_keys
 from ..nodes import Store, open_store
+from ..pods import router_config
 from ..progress import counting
 from .data import judge_keys, judge_pods
-from .findings import Check, Finding
-from .rights import gather_rights, judge_rights, rights
+from .findings import Check, Finding, counted
+from .rights import Kind, gather_rights, judge_rights, rights
 from .router import gather_router, judge_router
 from .server_facts import gather_servers
 from .servers import judge_servers
@@ -64,6 +65,10 @@ def doctor(
     keys: Annotated[
         bool, typer.Option("--keys/--no-keys", help="Look at every key of the namespace.")
     ] = True,
+    user: Annotated[
+        Kind,
+        typer.Option("--user", help="What the URL's user is there for: whose rights it must have."),
+    ] = Kind.OPERATOR,
     show_uids: Annotated[
         bool, typer.Option("--show-uids", help="Name keys in full. They contain uids.")
     ] = False,
@@ -83,9 +88,8 @@ def doctor(
     require(url=url)
     if namespace:
         check_service_names(namespace, service or "any")
-    checks = run(
-        _examine(url, namespace, service if not keys else "", keys, show_uids, pod_timeout)
-    )
+    request = _Request(url, namespace, service, keys, user, show_uids, pod_timeout)
+    checks = run(_examine(request))
     if as_json:
         for check in checks:
             sys.stdout.write(as_json_line(check.fields()))
@@ -96,38 +100,55 @@ def doctor(
         raise typer.Exit(FAILED)
 
 
-async def _examine(
-    url: str, namespace: str, service: str, keys: bool, show_uids: bool, pod_timeout: float
-) -> list[Check]:
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What shall be looked at."""
+
+    url: str = field(repr=False)
+    namespace: str
+    service: str
+    keys: bool
+    user: Kind
+    show_uids: bool
+    pod_timeout: float
+
+
+async def _examine(request: _Request) -> list[Check]:
     # That no server answers is a finding too.
     try:
-        async with open_store(url) as store:
-            servers = await gather_servers(store)
+        async with open_store(request.url) as store:
             checks = judge_servers(
-                servers, cluster=store.cluster, silent=store.silent, pod_timeout=pod_timeout
+                await gather_servers(store),
+                cluster=store.cluster,
+                silent=store.silent,
+                pod_timeout=request.pod_timeout,
             )
-            wanted = rights(namespace or _NO_NAMESPACE, cluster=store.cluster)
-            if namespace:
-                checks.append(judge_rights(await gather_rights(store, wanted)))
-            checks += judge_router(await gather_router(url, namespace or _NO_NAMESPACE, store))
-            if not namespace:
-                why = "without --namespace they are not looked at"
-                return [*checks, Check("data", f"rights, keys and pods: {why}", skipped=True)]
-            seen = Keyspace()
-            if keys:
-                seen = await _look(store, namespace)
-                checks.append(judge_keys(seen, show_uids=show_uids))
-            services = await _pods(url, namespace, seen, service, pod_timeout)
-            if isinstance(services, Finding):
-                return [*checks, Check("pods", "they could not be read", (services,))]
-            return checks + judge_pods(services, seen.links, pod_timeout)
-    except SfrouteError as error:
-        if isinstance(error, ValueError):
-            raise
+            return checks + await _examine_use(request, store)
+    except StoreError as error:
         finding = Finding(
             "error", str(error), "check the URL, that the servers run, user name and password"
         )
         return [Check("servers", "the store cannot be used", (finding,))]
+
+
+async def _examine_use(request: _Request, store: Store) -> list[Check]:
+    namespace = request.namespace
+    if not namespace:
+        checks = judge_router(await gather_router(request.url, _NO_NAMESPACE, store))
+        why = "without --namespace they are not looked at"
+        return [*checks, Check("data", f"rights, keys and pods: {why}", skipped=True)]
+    wanted = rights(namespace, request.user, cluster=store.cluster)
+    checks = [judge_rights(await gather_rights(store, wanted))]
+    checks += judge_router(await gather_router(request.url, namespace, store))
+    seen = Keyspace()
+    if request.keys:
+        seen = await _look(store, namespace)
+        checks.append(judge_keys(seen, show_uids=request.show_uids))
+    services = await _pods(request, seen)
+    if isinstance(services, Finding):
+        return [*checks, Check("pods", "they could not be read", (services,))]
+    links = seen.links if request.keys else None
+    return checks + judge_pods(services, links, request.pod_timeout)
 
 
 async def _look(store: Store, namespace: str) -> Keyspace:
@@ -135,18 +156,15 @@ async def _look(store: Store, namespace: str) -> Keyspace:
         return await look_at_keys(store, namespace, progress)
 
 
-async def _pods(
-    url: str, namespace: str, seen: Keyspace, service: str, pod_timeout: float
-) -> Mapping[str, Mapping[int, Pod]] | Finding:
-    config = RouterConfig(
-        client_name=CLIENT_NAME, placement=PlacementConfig(pod_timeout=pod_timeout)
-    )
-    names = seen.services | {name for name, _ in seen.links} | ({service} if service else set())
+async def _pods(request: _Request, seen: Keyspace) -> Mapping[str, Mapping[int, Pod]] | Finding:
+    names = seen.services | {name for name, _ in seen.links}
+    if request.service and not request.keys:
+        names.add(request.service)
     found: dict[str, Mapping[int, Pod]] = {}
     try:
-        async with open_router(url, config) as router:
+        async with open_router(request.url, router_config(request.pod_timeout)) as router:
             for name in sorted(names):
-                found[name] = await router.get_pods(namespace, name, fresh=True)
+                found[name] = await router.get_pods(request.namespace, name, fresh=True)
     except SfrouteError as error:
         return Finding("error", str(error), "see above")
     return found
@@ -169,5 +187,5 @@ def _write(checks: list[Check]) -> None:
         sum(finding.severity == severity for check in checks for finding in check.findings)
         for severity in ("error", "warning")
     )
-    parts.append(Text(f"{errors} errors, {warnings} warnings", style="bold"))
+    parts.append(Text(f"{counted(errors, 'error')}, {counted(warnings, 'warning')}", style="bold"))
     show(*parts)

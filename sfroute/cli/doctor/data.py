@@ -10,7 +10,7 @@ from ...replies import masked_key
 from ...states import ROUTABLE, gone
 from ...types import UNKNOWN, Pod
 from ..keyspace import FLAWS, Keyspace
-from .findings import Check, Finding, listed
+from .findings import Check, Finding, counted, listed
 
 __all__ = ["judge_keys", "judge_pods"]
 
@@ -58,24 +58,28 @@ def judge_keys(seen: Keyspace, *, show_uids: bool) -> Check:
             )
         )
     total = sum(seen.links.values())
-    summary = f"{seen.scanned:,} keys, {total:,} links, {seen.temporary:,} of them temporary"
+    summary = f"{counted(seen.scanned, 'key')}, {counted(total, 'link')}, {seen.temporary:,} of them temporary"
     return Check("keys", summary, tuple(findings))
 
 
 def judge_pods(
     services: Mapping[str, Mapping[int, Pod]],
-    links: Mapping[tuple[str, int], int],
+    links: Mapping[tuple[str, int], int] | None,
     pod_timeout: float,
 ) -> list[Check]:
-    """Pods that are silent or cannot be read, and links that lead to nobody."""
+    """Pods that are silent or cannot be read, and links that lead to nobody (None: they were not looked at)."""
     findings: list[Finding] = []
     for service, pods in sorted(services.items()):
         findings += _of_service(service, pods, pod_timeout)
     count = sum(len(pods) for pods in services.values())
-    return [
-        Check("pods", f"{count} pods of {len(services)} services", tuple(findings)),
-        _links(services, links, pod_timeout),
-    ]
+    pods_check = Check(
+        "pods",
+        f"{counted(count, 'pod')} of {counted(len(services), 'service')}",
+        tuple(findings),
+    )
+    if links is None:
+        return [pods_check, Check("links", "not looked at (--no-keys)", skipped=True)]
+    return [pods_check, _links(services, links, pod_timeout)]
 
 
 def _of_service(service: str, pods: Mapping[int, Pod], pod_timeout: float) -> list[Finding]:
@@ -143,7 +147,7 @@ def _links(
             findings.append(
                 Finding(
                     "warning",
-                    f"{count:,} links of {service!r} lead to pod {pod}, which is dead ({why})",
+                    f"{counted(count, 'link')} of {service!r} to pod {pod}, which is dead ({why})",
                     "each is moved when its user is next routed; all of them now: "
                     f"sfroute evacuate {pod} --service {service}",
                 )
@@ -151,9 +155,9 @@ def _links(
     findings += [
         Finding(
             "warning",
-            f"{count:,} links of {service!r} are kept, but no pod of it reports a state",
+            f"{counted(count, 'link')} of {service!r} kept, but no pod of it reports a state",
             "let its pods report (PodAgent): until then nobody can be placed or moved",
         )
         for service, count in lost.items()
     ]
-    return Check("links", f"{sum(links.values()):,} links", tuple(findings))
+    return Check("links", counted(sum(links.values()), "link"), tuple(findings))

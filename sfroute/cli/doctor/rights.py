@@ -8,16 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Final
 
 from ...keys import link_key, link_prefix, operation_key, state_key, workload_key
 from ..nodes import Node, Store, code_of
 from .findings import Check, Finding, listed
 
-__all__ = ["Right", "gather_rights", "judge_rights", "rights"]
+__all__ = ["Kind", "Right", "acl_name", "gather_rights", "judge_rights", "rights"]
 
 _ASK: Final = "return redis.acl_check_cmd(unpack(ARGV)) and 1 or 0"
 _NOBODY: Final = "sfroute-doctor"
+
+
+class Kind(StrEnum):
+    """What the user of the URL is there for: docs/how-to/secure.md has a rule for each."""
+
+    GATEWAY = "gateway"
+    POD = "pod"
+    OPERATOR = "operator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +36,14 @@ class Right:
     Attributes:
         command: what is asked for, on keys that nobody has.
         purpose: what does not work without it.
-        needed: every gateway or pod needs it; else only who uses that.
+        needed: without it something fails; else something works less well.
+        kinds: who needs it.
     """
 
     command: tuple[str, ...]
     purpose: str
     needed: bool = True
+    kinds: frozenset[Kind] = frozenset(Kind)
 
     @property
     def name(self) -> str:
@@ -53,55 +64,60 @@ def _kind(key: str) -> str:
     return "the hashes of uids" if key.endswith("}") else "links"
 
 
-def rights(namespace: str, *, cluster: bool) -> list[Right]:
-    """Everything that the router's commands and scripts do."""
+def rights(namespace: str, kind: Kind, *, cluster: bool) -> list[Right]:
+    """Everything that the commands and scripts of such a program do."""
     link, links = link_key(namespace, _NOBODY, _NOBODY), link_prefix(namespace, _NOBODY)
     record = operation_key(namespace, _NOBODY, "0")
     state, workload = state_key(namespace, _NOBODY), workload_key(namespace, _NOBODY)
-    look_ups, scripts = "looking links up", "writing links"
-    heartbeats = "heartbeats and placement"
+    look_ups, scripts, pods = "looking links up", "writing links", "knowing the pods"
+    heartbeats, evacuation = "heartbeats", "evacuation"
+    reporting = frozenset({Kind.POD, Kind.OPERATOR})
+    routing = frozenset({Kind.GATEWAY, Kind.OPERATOR})
+    operating = frozenset({Kind.OPERATOR})
     found = [
-        Right(("PING",), "noticing a dead server"),
+        Right(("CLIENT", "SETNAME", "x"), "connecting"),
+        Right(("PING",), "telling a dead server from one that refuses", needed=False),
         Right(("GET", link), look_ups),
         Right(("PTTL", link), look_ups),
         Right(("HGETALL", links), look_ups),
         Right(("EVALSHA", "0" * 40, "1", link), scripts),
         Right(("EVAL", "", "1", link), scripts),
-        Right(("SCRIPT", "LOAD", ""), "sparing the first calls the scripts' source", needed=False),
+        Right(("SCRIPT", "LOAD", ""), "sending each script once, not each time", needed=False),
         Right(("SET", link, "0"), scripts),
         Right(("DEL", link), scripts),
         Right(("EXPIRE", link, "1"), scripts),
         Right(("PEXPIRE", link, "1"), scripts),
-        Right(("PERSIST", link), scripts),
+        Right(("PERSIST", link), "making a link persistent again", kinds=routing),
         Right(("HSET", links, _NOBODY, "0"), scripts),
         Right(("HDEL", links, _NOBODY), scripts),
         Right(("HEXISTS", links, _NOBODY), scripts),
         Right(("GET", record), scripts),
         Right(("SET", record, "0"), scripts),
         Right(("PEXPIRE", record, "1"), scripts),
-        Right(("TIME",), heartbeats),
-        Right(("HSET", state, "0", ""), heartbeats),
-        Right(("HGET", state, "0"), heartbeats),
-        Right(("HDEL", state, "0"), heartbeats),
-        Right(("HLEN", state), heartbeats),
-        Right(("HGETALL", state), heartbeats),
-        Right(("GET", workload), "workload states", needed=False),
-        Right(("SET", workload, ""), "workload states", needed=False),
+        Right(("EVALSHA", "0" * 40, "1", state), pods),
+        Right(("TIME",), pods),
+        Right(("HGET", state, "0"), pods),
+        Right(("HLEN", state), pods),
+        Right(("HGETALL", state), pods),
+        Right(("HSET", state, "0", ""), heartbeats, kinds=reporting),
+        Right(("HDEL", state, "0"), heartbeats, kinds=reporting),
+        Right(("GET", workload), "reading workload states", kinds=routing),
+        Right(("SET", workload, ""), "writing workload states", kinds=operating),
         Right(
             ("CLIENT", "TRACKING", "ON"),
-            "hearing of changes: without it answers are cached for half a second only",
+            "hearing of changes: answers are cached for half a second only",
             needed=False,
         ),
         Right(("WAIT", "1", "1"), "RouterConfig.min_replica_acks", needed=False),
-        Right(("SCAN", "0"), "evacuation, drains without accept(), and this doctor", needed=False),
+        Right(("SCAN", "0"), evacuation, kinds=operating),
     ]
     if cluster:
         found += [
             Right(("CLUSTER", "SLOTS"), "finding the servers"),
             Right(("ASKING",), "users whose slot is being moved"),
-            Right(("CLUSTER", "NODES"), "evacuation while slots move", needed=False),
+            Right(("CLUSTER", "NODES"), evacuation, needed=False, kinds=operating),
         ]
-    return found
+    return [right for right in found if kind in right.kinds]
 
 
 async def gather_rights(
@@ -155,8 +171,8 @@ def judge_rights(told: Mapping[str, Mapping[Right, bool] | str]) -> Check:
         Finding(
             "error" if right.needed else "warning",
             f"no right to {right.name} at {listed(servers)}: needed for {right.purpose}",
-            f"ACL SETUSER ... +{_acl_name(right)}, and a key pattern that covers sf:* "
-            "(then ACL SAVE), on every server",
+            f"give it on every server: +{acl_name(right)}, and the key patterns; "
+            "docs/how-to/secure.md has the whole rule",
         )
         for right, servers in missing.items()
     ]
@@ -165,7 +181,7 @@ def judge_rights(told: Mapping[str, Mapping[Right, bool] | str]) -> Check:
             Finding(
                 "error",
                 f"no right to EVAL at {listed(refused)}: scripts make every write, so none works",
-                "ACL SETUSER ... +eval +evalsha +script|load, on every server",
+                "give it on every server; docs/how-to/secure.md has the whole rule",
             )
         )
     if "OLD" in silent:
@@ -175,6 +191,7 @@ def judge_rights(told: Mapping[str, Mapping[Right, bool] | str]) -> Check:
     return Check("rights", f"{count} rights at {len(told)} servers", tuple(findings))
 
 
-def _acl_name(right: Right) -> str:
+def acl_name(right: Right) -> str:
+    """As ACL rules have it, such as ``script|load``."""
     container = right.command[0] in ("CLIENT", "CLUSTER", "SCRIPT")
     return "|".join(right.command[: 2 if container else 1]).lower()

@@ -141,5 +141,9 @@ def _scripts(facts: RouterFacts) -> Check:
                 "give the right to SCRIPT LOAD, and see who calls SCRIPT FLUSH",
             )
         )
-    summary = f"{len(SCRIPT_NAMES)} scripts, loaded at {len(counts) - len(lacking)} primaries"
+    summary = f"{len(SCRIPT_NAMES)} scripts; "
+    if counts:
+        summary += f"{len(counts) - len(lacking)} primaries have them all loaded"
+    else:
+        summary += "which are loaded is not told (SCRIPT EXISTS)"
     return Check("scripts", summary, tuple(findings))

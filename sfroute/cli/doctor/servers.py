@@ -7,7 +7,7 @@ from typing import Final
 
 from ...keys import SLOTS
 from ...wire import Address
-from .findings import Check, Finding, listed
+from .findings import Check, Finding, counted, listed
 from .server_facts import ServerFacts
 
 __all__ = ["judge_servers"]
@@ -69,7 +69,9 @@ def _reachable(servers: Sequence[ServerFacts], silent: Mapping[Address, str]) ->
         )
     primaries = sum(server.primary for server in servers)
     return Check(
-        "servers", f"{len(servers)} servers, {primaries} of them primaries", tuple(findings)
+        "servers",
+        f"{counted(len(servers), 'server')}, {primaries} of them primary",
+        tuple(findings),
     )
 
 
@@ -122,7 +124,7 @@ def _replicas(servers: Sequence[ServerFacts]) -> Check:
                 )
             )
     count = sum(not server.primary for server in servers)
-    return Check("replicas", f"{count} replicas", tuple(findings))
+    return Check("replicas", counted(count, "replica"), tuple(findings))
 
 
 def _versions(servers: Sequence[ServerFacts]) -> Check:
@@ -180,7 +182,9 @@ def _clocks(servers: Sequence[ServerFacts], pod_timeout: float) -> Check:
             )
         )
     return Check(
-        "clocks", f"{len(clocks)} clocks within {max(skew, 0) * 1000:.0f} ms", tuple(findings)
+        "clocks",
+        f"{counted(len(clocks), 'clock')} within {max(skew, 0) * 1000:.0f} ms",
+        tuple(findings),
     )
 
 

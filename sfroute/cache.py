@@ -104,6 +104,9 @@ class Entry(NamedTuple):
         return self.value is not None and self.expires == inf
 
 
+_new_tuple: Final = tuple.__new__
+
+
 class Waiter(Protocol):
     """Someone who waits for a flight; an ``asyncio.Future`` is one."""
 
@@ -159,7 +162,8 @@ class Flight:
         self.deadline = deadline
         self.may_serve_stale = may_serve_stale
         self.waiters: list[Waiter] = []
-        self.late: list[Waiter] = []
+        # Lists only when there is something in them: the garbage collector counts every one of a thousand flights.
+        self.late: list[Waiter] | None = None
         self.sent = False
         self.dirty = False
         self.torn = False
@@ -171,18 +175,29 @@ class Flight:
         self.from_store = True
         self.error: Exception | None = None
         self.last_error: Exception | None = None
-        self.records: list[CallRecord] = []
+        self.records: list[CallRecord] | None = None
 
     def add(self, waiter: Waiter) -> None:
         """One more who waits."""
-        (self.late if self.sent else self.waiters).append(waiter)
+        if not self.sent:
+            self.waiters.append(waiter)
+        elif self.late is None:
+            self.late = [waiter]
+        else:
+            self.late.append(waiter)
+
+    def calls(self) -> list[CallRecord]:
+        """The calls it serves, those to come included."""
+        if self.records is None:
+            self.records = []
+        return self.records
 
     def leave(self) -> list[Waiter]:
         """Everyone who waits, to wait elsewhere."""
         waiters, self.waiters = self.waiters, []
         if self.late:
             waiters += self.late
-            self.late = []
+            self.late = None
         return waiters
 
     def finish(self, *, entry: Entry | None = None, error: Exception | None = None) -> None:
@@ -190,9 +205,12 @@ class Flight:
         self.entry = entry
         self.error = error
         self.done = True
-        for waiter in self.leave():
+        waiters = self.waiters if self.late is None else self.leave()
+        for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(self)
+        # Those who wait hold the flight: together they would be garbage that only the collector finds.
+        waiters.clear()
 
 
 class Entries(cachetools.Cache[CacheKey, Entry]):
@@ -203,7 +221,9 @@ class Entries(cachetools.Cache[CacheKey, Entry]):
     batches.
     """
 
-    BATCH: Final = 64
+    SHARE: Final = 64
+    AT_ONCE: Final = 512
+    """A million entries must not keep the event loop from its other work while they make room."""
 
     def __init__(self, max_entries: int) -> None:
         super().__init__(max_entries)
@@ -213,8 +233,8 @@ class Entries(cachetools.Cache[CacheKey, Entry]):
         self.find: Callable[[CacheKey], Entry | None] = vars(self)["_Cache__data"].get
 
     def popitem(self) -> tuple[CacheKey, Entry]:
-        """Evict the oldest 1/64 of all entries; return the last of them."""
-        oldest = list(islice(self, max(1, len(self) // self.BATCH)))
+        """Evict the oldest 1/64 of all entries, 512 at most; return the last of them."""
+        oldest = list(islice(self, min(max(1, len(self) // self.SHARE), self.AT_ONCE)))
         if not oldest:
             raise KeyError("the cache is empty")
         last = oldest[-1], self[oldest[-1]]
@@ -317,7 +337,8 @@ class LookupCache:
         """
         expires = inf if ttl is None else sent + ttl
         deadline = sent + epoch.max_age
-        entry = Entry(value, min(expires, deadline), epoch, expires, sent)
+        # As Entry(...) does, without its frame.
+        entry = _new_tuple(Entry, (value, min(expires, deadline), epoch, expires, sent))
         if (
             storable
             and not flight.dirty
@@ -328,7 +349,7 @@ class LookupCache:
         self._forget(flight)
         again: list[Waiter] = []
         if flight.late and self._clock() - sent >= epoch.max_age:
-            again, flight.late = flight.late, []
+            again, flight.late = flight.late, None
         flight.finish(entry=entry)
         return again
 
@@ -425,5 +446,6 @@ class LookupCache:
             self.counts.dropped += 1
 
     def _forget(self, flight: Flight) -> None:
-        if self._flights.get(flight.key) is flight:
-            del self._flights[flight.key]
+        newest = self._flights.pop(flight.key, None)
+        if newest is not flight and newest is not None:
+            self._flights[flight.key] = newest

@@ -169,7 +169,7 @@ class Lane:
             read.flight.sent = True
         if self._telemetry.tracing:
             record = self._telemetry.batch(
-                [read.flight.records for read in reads],
+                [read.flight.calls() for read in reads],
                 {"GET" if len(read.flight.key) == 3 else "HGETALL" for read in reads},
             )
             if record is not None:

@@ -36,6 +36,9 @@ _log = logging.getLogger(__name__)
 MAX_HOPS = 3
 """Redirects followed at once; further ones after a pause, since the cluster is being rearranged."""
 
+TOGETHER = 256
+"""Look-ups of a batch that are begun in one turn of the event loop."""
+
 
 class _Gathering:
     """Waits for many flights with one future."""
@@ -112,9 +115,13 @@ class Lookups:
         failed.
         """
         gathering = _Gathering(len(keys), self._loop.create_future())
+        give_up = self._clock() + self._config.retry.deadline
         record = CURRENT.get()
-        for key in keys:
-            self.request(key, gathering, bypass=bypass, record=record)
+        for number, key in enumerate(keys, 1):
+            self.request(key, gathering, bypass=bypass, record=record, give_up=give_up)
+            if number % TOGETHER == 0:
+                # These leave, and others have their turn, while the next ones are made.
+                await asyncio.sleep(0)
         await gathering.all_done
         flights = gathering.flights
         if record is not None:
@@ -147,7 +154,7 @@ class Lookups:
                 flight.add(waiter)
                 if record is not None:
                     record.outcome = record.outcome or names.JOINED
-                    flight.records.append(record)
+                    flight.calls().append(record)
                 return
             entry = cache.fresh(key) if look_again else None
             if entry is not None:
@@ -169,7 +176,7 @@ class Lookups:
         flight.add(waiter)
         if record is not None:
             record.outcome = names.MISS
-            flight.records.append(record)
+            flight.calls().append(record)
         self._send(flight)
 
     def _open(self, key: CacheKey, *, bypass: bool, give_up: float | None = None) -> Flight:
@@ -282,7 +289,8 @@ class Lookups:
         if newer is None:
             newer = self._open(flight.key, bypass=not flight.may_serve_stale)
         newer.tears = max(newer.tears, flight.tears + 1)
-        newer.records += flight.records
+        if flight.records:
+            newer.calls().extend(flight.records)
         for waiter in waiters:
             newer.add(waiter)
         if opened:
@@ -355,7 +363,7 @@ class Lookups:
 
     def _note_retry(self, flight: Flight, reason: str) -> None:
         self._retries[reason] += 1
-        for record in flight.records:
+        for record in flight.records or ():
             record.retries.append(reason)
 
     def _unpark(self) -> None:

@@ -45,6 +45,11 @@ _HUGE_LIST: Final = re.compile(rb"[*>][0-9]{7}")
 header: a thousand million stop the process for half a minute. No reply here is that long, and no text in one looks like
 this: control characters are kept out of names, and what is no name is escaped (JSON) or short."""
 
+READ_BYTES: Final = 8 * 1024
+"""The most that is read, parsed and handed over in one turn of the event loop: a hundred pushes, or the answers to six
+hundred look-ups. More would keep it from its other work for milliseconds; less would only matter to replies far larger
+than any here."""
+
 _NOTHING: Final = object()
 
 
@@ -143,7 +148,7 @@ class _Handshake:
             self.done.exception()
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """One connection, from a finished handshake to its loss. Made by ``Connection.open``."""
 
     def __init__(self, receiver: Receiver) -> None:
@@ -151,6 +156,7 @@ class Connection(asyncio.Protocol):
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         self._tokens: deque[Token] = deque()
         self._transport: asyncio.Transport | None = None
+        self._buffer = memoryview(bytearray(READ_BYTES))
         self._unparsed = 0
         self._tail = b""
         self._lost: ConnectionLost | None = None
@@ -216,7 +222,7 @@ class Connection(asyncio.Protocol):
         self._receiver = receiver
         return self, handshake.replies[1:]
 
-    # asyncio.Protocol
+    # asyncio.BufferedProtocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport; small writes leave at once."""
@@ -226,6 +232,18 @@ class Connection(asyncio.Protocol):
         if sock is not None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the transport may put what arrives."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """So much has arrived; if it may not be all, the rest comes in another turn of the loop."""
+        if nbytes == READ_BYTES and self._transport is not None:
+            # asyncio reads once a turn, uvloop as often as there is something.
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._transport.resume_reading)
+        self.data_received(bytes(self._buffer[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
         """Parse all that is whole, and hand it over in wire order."""

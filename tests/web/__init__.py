@@ -1,0 +1,1 @@
+"""Tests of what speaks HTTP: the middleware, and the programs in examples/."""

@@ -9,6 +9,11 @@ from conftest import SERVERS, make_cluster
 
 from sfroute.embedded import LocalCluster
 
+ONE_SERVER = pytest.mark.parametrize(
+    "server", [next(iter(SERVERS))], indirect=True, scope="session"
+)
+"""For tests of what is the same on every server; the scripts behind it are tested on each of them."""
+
 
 @pytest.fixture(scope="session")
 def some_cluster() -> Iterator[LocalCluster]:

@@ -36,6 +36,10 @@ from sfroute import (
 from sfroute.embedded import LocalCluster, LocalServer
 from sfroute.keys import state_key
 
+from .conftest import ONE_SERVER
+
+pytestmark = ONE_SERVER
+
 Raw = redis.cluster.RedisCluster
 QUICK = RouterConfig(placement=PlacementConfig(pod_view_max_age=0.05, pod_timeout=1.0))
 

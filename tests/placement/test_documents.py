@@ -98,3 +98,12 @@ def test_every_policy_is_on_the_page() -> None:
     names.remove(Policy.__name__)
     assert len(names) == 5
     assert [name for name in names if f"`{name}()`" not in PLACEMENT] == []
+
+
+def test_every_test_that_the_page_names_is_there() -> None:
+    here = Path(__file__).parent
+    named = re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", PLACEMENT.partition("## Where each")[2])
+    assert len(named) > 30
+    for file, test in named:
+        path = here.parent.parent / file if "/" in file else here / file
+        assert not test or f"def {test}(" in path.read_text(encoding="utf-8"), f"{file}::{test}"

@@ -31,6 +31,8 @@ from sfroute.embedded import LocalCluster
 from sfroute.keys import link_key, slot_of
 from sfroute.wire import encode
 
+from .conftest import ONE_SERVER
+
 Raw = redis.cluster.RedisCluster
 LINKS = int(os.environ.get("SFROUTE_EVACUATION_LINKS", "1000000"))
 
@@ -285,6 +287,7 @@ class TestHowItGoes:
 
 
 @pytest.mark.slow
+@ONE_SERVER
 @pytest.mark.timeout(120)
 async def test_slots_migrate_and_gateways_route_meanwhile(
     own_cluster: LocalCluster, namespace: str

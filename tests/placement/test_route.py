@@ -356,7 +356,7 @@ class TestTemporaryLinks:
     ) -> None:
         pods.report(7)
         loop = asyncio.get_running_loop()
-        until = loop.time() + 3.0
+        until = loop.time() + 2.0
         await router.route(namespace, *ADA, persist_seconds=1)
         while loop.time() < until:
             assert (await router.route(namespace, *ADA, persist_seconds=1)).source != "placed"
@@ -435,6 +435,23 @@ class TestCost:
         # before it was moved and decide afterwards: they ask again.
         assert cost["set"] <= (10 if isinstance(router, AwaitableRouter) else 2)
         assert router.stats().placements["moved"] == 1
+
+    async def test_the_pods_are_read_once_for_all_who_route(
+        self, cluster: LocalCluster, pods: Pods, namespace: str
+    ) -> None:
+        pods.report(0)
+        config = RouterConfig(placement=PlacementConfig(pod_view_max_age=0.2))
+        async with AsyncRouter.from_url(cluster.url, config=config) as router:
+            before = commands(cluster)
+            await asyncio.gather(*(router.route(namespace, f"u{n}", "chat") for n in range(200)))
+            assert (commands(cluster) - before)["hgetall"] == 1
+            # While they are used they are read again, once in each period of five.
+            loop = asyncio.get_running_loop()
+            until = loop.time() + 1.0
+            while loop.time() < until:
+                await asyncio.gather(*(router.route(namespace, f"u{n}", "chat") for n in range(9)))
+                await asyncio.sleep(0.005)
+            assert 2 <= (commands(cluster) - before)["hgetall"] <= 6
 
     async def test_one_that_gives_up_takes_nothing_from_the_others(
         self, cluster: LocalCluster, pods: Pods, namespace: str

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Final
 
 import pytest
+from support.command import COMMAND, environment
 
 from sfroute import Router
 from sfroute.embedded import LocalCluster
 
-COMMAND: Final = [sys.executable, "-m", "sfroute.cli"]
 SERVICE: Final = "chat"
-
-
-def environment(**variables: str) -> dict[str, str]:
-    """Ours without what would change the command, wide enough that no message is wrapped."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SFROUTE_")}
-    return {**kept, "COLUMNS": "200", "NO_COLOR": "1", **variables}
 
 
 def sfroute(

@@ -32,6 +32,7 @@ __all__ = [
     "as_json_line",
     "complain",
     "console",
+    "counted",
     "open_router",
     "plain_table",
     "printable",
@@ -115,6 +116,11 @@ _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
 def printable(text: str) -> str:
     """What somebody else wrote, fit for a terminal: control characters, which may command it, as escapes."""
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def counted(count: int, noun: str) -> str:
+    """Such as ``"1 pod"`` and ``"1,200 pods"``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def write(*columns: object) -> None:

@@ -20,6 +20,7 @@ from .common import (
     Url,
     as_json_line,
     complain,
+    counted,
     open_router,
     require,
     run,
@@ -65,7 +66,7 @@ def evacuate(
     if dry_run:
         _tell(
             evacuation,
-            f"{found:,} links to pod {pod}; nothing was changed",
+            f"{counted(found, 'link')} to pod {pod}; nothing was changed",
             dry_run=True,
             as_json=as_json,
         )
@@ -73,15 +74,15 @@ def evacuate(
     if found and takes_users:
         complain(f"pod {pod} still takes new users; to stop that: sfroute drain {pod}")
     if found and not yes:
-        _confirm(f"Move {found:,} links of {service!r} off pod {pod}?")
+        _confirm(f"Move {counted(found, 'link')} of {service!r} off pod {pod}?")
     try:
         run(evacuation.move(found))
     except typer.Exit:
-        complain(f"{evacuation.progress.moved:,} links were moved; the same command goes on")
+        complain(f"links moved so far: {evacuation.progress.moved:,}; the same command goes on")
         raise
     progress = evacuation.progress
     by_others = f"; {progress.elsewhere:,} by others meanwhile" if progress.elsewhere else ""
-    sentence = f"{progress.moved:,} links moved off pod {pod}{by_others}"
+    sentence = f"{counted(progress.moved, 'link')} moved off pod {pod}{by_others}"
     _tell(evacuation, sentence, dry_run=False, as_json=as_json)
     if progress.passes >= _PASSES:
         complain(f"somebody goes on linking users to pod {pod}: drain it, and evacuate it again")

@@ -21,6 +21,7 @@ from ..common import (
     AsJson,
     Url,
     as_json_line,
+    counted,
     open_router,
     printable,
     require,
@@ -32,7 +33,7 @@ from ..nodes import Store, open_store
 from ..pods import router_config
 from ..progress import counting
 from .data import judge_keys, judge_pods
-from .findings import Check, Finding, counted
+from .findings import Check, Finding
 from .rights import Kind, gather_rights, judge_rights, rights
 from .router import gather_router, judge_router
 from .server_facts import gather_servers

@@ -9,8 +9,9 @@ from typing import Final
 from ...replies import masked_key
 from ...states import ROUTABLE, gone
 from ...types import UNKNOWN, Pod
+from ..common import counted
 from ..keyspace import FLAWS, Keyspace
-from .findings import Check, Finding, counted, listed
+from .findings import Check, Finding, listed
 
 __all__ = ["judge_keys", "judge_pods"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-__all__ = ["Check", "Finding", "counted", "listed"]
+__all__ = ["Check", "Finding", "listed"]
 
 Severity = Literal["error", "warning"]
 
@@ -66,8 +66,3 @@ def listed(names: Sequence[object], most: int = 4) -> str:
     """A few of the names, and how many more there are."""
     shown = ", ".join(str(name) for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
-
-
-def counted(count: int, noun: str) -> str:
-    """Such as ``"1 pod"`` and ``"1,200 pods"``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -7,7 +7,8 @@ from typing import Final
 
 from ...keys import SLOTS
 from ...wire import Address
-from .findings import Check, Finding, counted, listed
+from ..common import counted
+from .findings import Check, Finding, listed
 from .server_facts import ServerFacts
 
 __all__ = ["judge_servers"]

@@ -366,11 +366,20 @@ def stop_primary(scene: Scene) -> int:
     cluster = scene.cluster
     primary = scene.random.choice(scene.primaries())
     scene.unaffected = frozenset(range(len(UIDS))) - scene.groups_of(primary)
+    # By default the servers themselves refuse every slot from the vote that a primary has failed to the promotion of
+    # its replica.
+    _require_full_coverage(cluster, "no")
     cluster.pause(primary)
     scene.settle(10)
     cluster.resume(primary)
     cluster.wait_healthy()
+    _require_full_coverage(cluster, "yes")
     return 1
+
+
+def _require_full_coverage(cluster: LocalCluster, value: str) -> None:
+    for node in cluster.nodes:
+        cluster.execute(node, "CONFIG", "SET", "cluster-require-full-coverage", value)
 
 
 def forced_failover(scene: Scene) -> int:

@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints/dev.txt
 	@touch $@
 
 .PHONY: demo
-demo: venv ## route 20,000 requests on a local six-node cluster, and kill a primary
+demo: venv ## route 20,000 requests on a local cluster, kill a primary; let pods drain, crash and be evacuated
 	@$(BIN)/sfroute demo
 
 .PHONY: trace-demo

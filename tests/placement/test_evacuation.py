@@ -339,6 +339,32 @@ async def test_slots_migrate_and_gateways_route_meanwhile(
     assert answers["moved"] == answers["placed"] == 0
 
 
+@pytest.mark.slow
+@ONE_SERVER
+@pytest.mark.timeout(120)
+async def test_a_primary_dies_meanwhile(own_cluster: LocalCluster, namespace: str) -> None:
+    raw = make_raw(own_cluster)
+    uids = [f"u{number}" for number in range(1_000)]
+    states = StateProgram(raw, namespace, "chat")
+    for pod, status in enumerate(["Draining", "Running", "Running"]):
+        states.set(pod, status)
+    write_links(raw, namespace, "chat", [(uid, 0) for uid in uids])
+    # So many that no primary is scanned in one step.
+    pour_links(raw, namespace, "chat", (f"other-{number}" for number in range(9_000)), 1)
+    raw.close()
+    last, killed = EvacuationProgress(), False
+    async with AsyncRouter.from_url(own_cluster.url) as router:
+        async for last in router.evacuate(namespace, "chat", 0, rate=400.0):
+            if last.moved > 300 and not killed:
+                killed = True
+                await asyncio.to_thread(own_cluster.kill, own_cluster.primary_of(states.key))
+        final = await router.batch_get_linked_pod(namespace, uids, "chat", fresh=True)
+    print(f"\n  {last}")
+    assert last.done
+    assert {pod: len(who) for pod, who in final.items()}.keys() <= {1, 2}
+    assert sum(map(len, final.values())) == len(uids)
+
+
 EVACUATING = """
 import asyncio, json, re, sys, time
 from sfroute import AsyncRouter

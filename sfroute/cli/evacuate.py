@@ -14,6 +14,7 @@ from ..types import EvacuationProgress
 from .common import (
     CALLED_WRONGLY,
     FAILED,
+    INTERRUPTED,
     AsJson,
     Namespace,
     Service,
@@ -93,7 +94,14 @@ def _confirm(question: str) -> None:
     if not sys.stdin.isatty():
         complain("nobody can be asked here; --yes says that it is meant")
         raise typer.Exit(CALLED_WRONGLY)
-    if not typer.confirm(question, err=True):
+    # Not typer.confirm(): it writes a blank to standard output, which may be a pipe.
+    typer.echo(f"{question} [y/N] ", err=True, nl=False)
+    try:
+        answer = sys.stdin.readline().strip().lower()
+    except KeyboardInterrupt:
+        typer.echo(err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    if answer not in ("y", "yes"):
         complain("nothing was changed")
         raise typer.Exit(FAILED)
 

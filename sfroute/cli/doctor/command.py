@@ -118,12 +118,16 @@ async def _examine(request: _Request) -> list[Check]:
     # That no server answers is a finding too.
     try:
         async with open_store(request.url) as store:
+            servers = await gather_servers(store)
             checks = judge_servers(
-                await gather_servers(store),
+                servers,
                 cluster=store.cluster,
                 silent=store.silent,
                 pod_timeout=request.pod_timeout,
             )
+            # Nothing more is asked of those that do not answer: each question would wait in vain.
+            dead = {facts.address for facts in servers if facts.trouble is not None}
+            store.nodes = [node for node in store.nodes if node.address not in dead]
             return checks + await _examine_use(request, store)
     except StoreError as error:
         finding = Finding(

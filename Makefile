@@ -54,6 +54,17 @@ MINUTES ?= 60
 soak: venv ## the same again and again for MINUTES (60), each time with another seed
 	$(BIN)/python -m tests.faults --minutes $(MINUTES) $(ARGS)
 
+.PHONY: test-servers
+test-servers: venv ## run the tests of behaviour on older servers, and with TLS and ACLs
+	servers=$$(PYTHON=$(BIN)/python .ci/old-servers) && SFROUTE_TEST_SERVERS=$$servers \
+		$(BIN)/python -m pytest -m "not packaging and not slow" $(BEHAVIOUR) $(ARGS)
+
+.PHONY: fuzz
+fuzz: MINUTES = 10
+fuzz: venv ## send garbage to a router for MINUTES (10)
+	SFROUTE_FUZZ_MINUTES=$(MINUTES) $(BIN)/python -m pytest tests/test_wire_fuzz.py \
+		-k "whatever or cuts" --timeout 0 -s $(ARGS)
+
 .PHONY: lint
 lint: venv ## check style, formatting and who imports whom
 	$(BIN)/ruff check .

@@ -115,11 +115,13 @@ def pod_states(raw: object, key: str) -> dict[int, str]:
 
 
 def _age(raw: object, key: str) -> float | None:
-    try:
-        milliseconds = int(text(raw, key))
-    except ValueError:
-        raise corrupt(key, "no age") from None
-    return None if milliseconds < 0 else milliseconds / 1000
+    digits = text(raw, key)
+    if digits == "-1":
+        return None
+    # Of more digits Python would make no number, or no float.
+    if len(digits) > 19 or not (digits.isascii() and digits.isdecimal()):
+        raise corrupt(key, "no age")
+    return int(digits) / 1000
 
 
 def text(raw: object, key: KeyName) -> str:
@@ -152,3 +154,11 @@ def service_pods(raw: object, key: str) -> list[tuple[int, str, float | None]]:
         if number is not None:
             found.append((number, text(state, key), _age(age, key)))
     return found
+
+
+def server_time(raw: object, key: str) -> float:
+    """The server's clock in seconds since 1970, from ``statefulGetService``."""
+    seconds = _age(raw[0], key) if isinstance(raw, list) and raw else None
+    if seconds is None:
+        raise corrupt(key, "no time")
+    return seconds

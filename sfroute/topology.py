@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Final
 
-from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.cluster import get_node_name
 from redis.event import (
     AsyncAfterSlotsCacheRefreshEvent,
@@ -22,8 +22,6 @@ from redis.event import (
 from redis.exceptions import (
     AuthenticationError,
     NoPermissionError,
-    RedisClusterException,
-    RedisError,
     ResponseError,
 )
 
@@ -255,7 +253,9 @@ class ClusterTopology(Topology):
         try:
             with uninstrumented():
                 await self._learn_map(suspect)
-        except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the map was not learnt
+            # Not errors of Redis and of the network alone: redis-py takes a reply apart that is no slot map, and raises
+            # IndexError, TypeError and the like.
             return error
         return None
 
@@ -264,8 +264,14 @@ class ClusterTopology(Topology):
             # A client that was lent before its first use sets itself up, once.
             await self._client.initialize()
         else:
-            known = self._client.nodes_manager.startup_nodes
-            await self._client.nodes_manager.initialize(
+            manager = self._client.nodes_manager
+            known = manager.startup_nodes
+            if not known:
+                # A node that serves no slots yet has emptied it. redis-py never closes the additional ones below.
+                for host, port in self._start:
+                    node = ClusterNode(host, port, **manager.connection_kwargs)
+                    known[node.name] = node
+            await manager.initialize(
                 # Asking one node as two would leave the connection of the second open.
                 additional_startup_nodes_info=[
                     node for node in self._start if get_node_name(*node) not in known

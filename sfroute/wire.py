@@ -40,10 +40,13 @@ MAX_REPLY_BYTES: Final = 64 * 2**20
 broken.
 """
 
-_HUGE_LIST: Final = re.compile(rb"[*>][0-9]{7}")
-"""The header of a list of a million elements or more. hiredis takes the memory for all of them when it reads the
-header: a thousand million stop the process for half a minute. No reply here is that long, and no text in one looks like
-this: control characters are kept out of names, and what is no name is escaped (JSON) or short."""
+_HUGE_LIST: Final = re.compile(rb"\n[*>~|][0-9]{7}")
+"""The header of a list, push, set or attribute of a million elements or more. hiredis takes the memory for all of them
+when it reads the header: a thousand million stop the process for half a minute. No reply here is that long. No uid can
+look like this, since no key begins with it; a state or a service that begins so is taken for one."""
+
+_HEADER_BYTES: Final = 8
+"""As many before the last byte of such a header."""
 
 READ_BYTES: Final = 8 * 1024
 """The most that is read, parsed and handed over in one turn of the event loop: a hundred pushes, or the answers to six
@@ -158,7 +161,8 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._unparsed = 0
-        self._tail = b""
+        # A header begins a line; the first one, the connection.
+        self._tail = b"\n"
         self._lost: ConnectionLost | None = None
         self.server_version: tuple[int, ...] = ()
 
@@ -276,13 +280,13 @@ class Connection(asyncio.BufferedProtocol):
         receiver.on_read()
 
     def _announces_too_much(self, data: bytes) -> bool:
-        # The header may be split between two chunks.
-        if b"*" in data or b">" in data or b"*" in self._tail or b">" in self._tail:
-            found = _HUGE_LIST.search(self._tail + data) is not None
-        else:
-            found = False
-        self._tail = data[-8:]
-        return found
+        # The header may be split between chunks, however small they are.
+        seen = self._tail + data
+        self._tail = seen[-_HEADER_BYTES:]
+        # Most of what arrives has none of these; to look for them costs a twentieth of the search.
+        if b"*" in seen or b">" in seen or b"~" in seen or b"|" in seen:
+            return _HUGE_LIST.search(seen) is not None
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the receiver, once."""
@@ -356,8 +360,10 @@ def _hello(settings: WireSettings, credentials: Credentials) -> bytes:
 def _checked_hello(address: Address, reply: object) -> tuple[int, ...]:
     """The server's version from the reply to HELLO. The texts of servers are not repeated: they may echo arguments."""
     if isinstance(reply, dict):
-        version = str(reply.get(b"version", b"").decode("ascii", "replace"))
-        return tuple(int(part) for part in version.split(".") if part.isdigit())
+        version = reply.get(b"version")
+        parts = version.split(b".") if isinstance(version, bytes) else []
+        # A part of more digits is no version, and one of thousands no number to Python.
+        return tuple(int(part) for part in parts if part.isdigit() and len(part) < 10)
     code = str(reply).partition(" ")[0] if isinstance(reply, ReplyError) else "no reply map"
     passing = isinstance(reply, ReplyError) and "max number of clients" in str(reply)
     if not passing and code in {"WRONGPASS", "NOAUTH", "NOPERM", "ERR", "NOPROTO"}:

@@ -1,0 +1,579 @@
+"""A hostile or broken server: whatever it sends, nothing is raised into the event loop, nothing hangs, nobody who waits
+is forgotten, and no memory is taken for what is only announced.
+
+A few hundred examples here; ``make fuzz MINUTES=10`` looks at the same properties for as long as you like.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import hiredis
+import pytest
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import strategies as st
+from support.peer import Peer, bulk
+
+from sfroute import (
+    AsyncRouter,
+    CacheConfig,
+    CorruptReply,
+    RetryConfig,
+    RouterConfig,
+    SfrouteError,
+    StoreUnavailable,
+)
+from sfroute.cache import Flight, LookupCache, Waiter
+from sfroute.keys import link_tag
+from sfroute.lane import Lane, Read
+from sfroute.telemetry import Telemetry
+from sfroute.wire import MAX_REPLY_BYTES, Address, Connection, ConnectionLost, Token, WireSettings
+
+MINUTES = float(os.environ.get("SFROUTE_FUZZ_MINUTES", "0"))
+"""How long to look for trouble; 0: only a few hundred examples. `make fuzz` sets it."""
+
+
+def fuzz(examples: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """So many examples, or, with MINUTES, as many as fit; then each run begins with another seed."""
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=not MINUTES,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.explicit, Phase.generate, Phase.shrink),
+    )
+
+
+def again(check: Callable[[], None]) -> None:
+    """Run a property once, or for its share of MINUTES."""
+    until = time.monotonic() + MINUTES * 60 / PROPERTIES
+    rounds = 1
+    check()
+    while time.monotonic() < until:
+        check()
+        rounds += 1
+    if MINUTES:
+        print(f"{rounds} rounds; {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MB")
+
+
+PROPERTIES = 4
+"""Those that share MINUTES."""
+
+# --- what a server may send
+
+keys = st.sampled_from(
+    [
+        b"sf:{ns:lk:u0}chat",
+        b"sf:{ns:lk:u1}",
+        b"sf:{ns:lk:u0>1234567}chat",
+        b"sf:{:lk:}",
+        b"",
+        b"\xff",
+    ]
+) | st.binary(max_size=20)
+lines = st.binary(max_size=20).map(lambda text: text.replace(b"\r", b"").replace(b"\n", b""))
+numbers = st.integers(-(2**63), 2**63 - 1) | st.sampled_from([-2, -1, 0, 1, 50, 2**31])
+codes = st.sampled_from(
+    b"ERR MOVED ASK TRYAGAIN CLUSTERDOWN NOSCRIPT LOADING READONLY MASTERDOWN WRONGTYPE NOPERM NOAUTH".split()
+)
+places = st.sampled_from(
+    [
+        b"1 127.0.0.1:1",
+        b"99999 127.0.0.1:1",
+        b"1 127.0.0.1:99999",
+        b"1 :1",
+        b"1 \x00:1",
+        b"1 [::1:1",
+    ]
+)
+# Far more digits than Python makes a number of.
+long_places = st.builds(lambda: b"1 h:" + b"9" * 5000)
+error_texts = lines | st.builds(
+    lambda code, rest: code + b" " + rest, codes, lines | places | long_places
+)
+scalars = st.one_of(
+    numbers.map(lambda n: b":%d\r\n" % n),
+    st.sampled_from(
+        [
+            b"_\r\n",
+            b"#t\r\n",
+            b"#f\r\n",
+            b",nan\r\n",
+            b",-inf\r\n",
+            b",1.5\r\n",
+            b"$-1\r\n",
+            b"*-1\r\n",
+        ]
+    ),
+    st.sampled_from([b"0", b"7", b"-1", b"x", b"9" * 19, b"9" * 30, b"\xc2\xb2"]).map(bulk),
+    st.binary(max_size=30).map(bulk),
+    lines.map(lambda text: b"+%b\r\n" % text),
+    error_texts.map(lambda text: b"-%b\r\n" % text),
+    lines.map(lambda text: b"=%d\r\ntxt:%b\r\n" % (len(text) + 4, text)),
+    st.integers(0, 10**40).map(lambda n: b"(%d\r\n" % n),
+)
+
+
+def aggregates(items: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
+    def pack(kind: bytes, parts: list[bytes]) -> bytes:
+        if kind in b"%|" and len(parts) % 2:
+            parts = parts[1:]
+        count = len(parts) // 2 if kind in b"%|" else len(parts)
+        return b"%b%d\r\n%b" % (kind, count, b"".join(parts))
+
+    return st.builds(
+        pack,
+        st.sampled_from([b"*", b"*", b"~", b"%", b"%", b"|", b">"]),
+        st.lists(items, max_size=4),
+    )
+
+
+values = st.recursive(scalars, aggregates, max_leaves=6)
+pushes = st.builds(
+    lambda listed: b">2\r\n" + bulk("invalidate") + listed,
+    st.lists(keys, max_size=3).map(lambda ks: b"*%d\r\n%b" % (len(ks), b"".join(map(bulk, ks))))
+    | st.just(b"_\r\n")
+    | values,
+)
+look_ups = st.builds(
+    lambda pod, ttl: pod + ttl,
+    st.sampled_from([b"_\r\n", bulk("0"), bulk("3"), bulk("x")]) | values,
+    st.sampled_from([b":-1\r\n", b":-2\r\n", b":5000\r\n"]) | values,
+)
+headers = st.builds(
+    lambda kind, size: kind + size + b"\r\n",
+    st.sampled_from([b"*", b">", b"%", b"~", b"|", b"$", b"=", b"(", b"!", b"?", b";"]),
+    st.sampled_from(
+        [b"1000000", b"999999999", b"4294967295", b"9" * 18, b"9" * 30, b"-1", b"-9", b"?", b""]
+    ),
+)
+valid = st.lists(st.one_of(look_ups, look_ups, pushes, values), max_size=8).map(b"".join)
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> bytes:
+    """A valid stream with a few bytes changed, lost, repeated, or a length that is none put in."""
+    stream = bytearray(draw(valid))
+    for _ in range(draw(st.integers(1, 3))):
+        place = draw(st.integers(0, len(stream)))
+        end = min(len(stream), place + draw(st.integers(0, 4)))
+        stream[place:end] = draw(st.one_of(st.binary(max_size=4), headers, st.just(b"\r\n")))
+    return bytes(stream)
+
+
+streams = st.one_of(valid, mutated(), mutated(), st.binary(max_size=60), headers)
+
+
+@st.composite
+def chunked(draw: st.DrawFn, source: st.SearchStrategy[bytes] = streams) -> list[bytes]:
+    """A stream as the network may cut it."""
+    stream = draw(source)
+    if draw(st.booleans()):
+        size = draw(st.integers(1, 9))
+        return [stream[at : at + size] for at in range(0, len(stream), size)]
+    cuts = sorted(draw(st.sets(st.integers(0, len(stream)), max_size=6)))
+    return [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True) if a < b]
+
+
+# --- one connection
+
+
+class Wire:
+    """The transport of a connection that has no network: keeps what becomes of it."""
+
+    def __init__(self) -> None:
+        self.aborted = 0
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+    def write(self, data: bytes) -> None:
+        """Nobody reads it."""
+
+    def abort(self) -> None:
+        self.aborted += 1
+
+    def pause_reading(self) -> None:
+        """The test feeds on all the same, as a transport does with what it has read already."""
+
+    resume_reading = pause_reading
+
+
+def feed(connection: Connection, chunk: bytes) -> None:
+    """As a transport does."""
+    connection.data_received(chunk)
+
+
+class Followed:
+    """Receiver of a connection, and what it was told, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+        self.unanswered: list[Token] = []
+        self.lost = 0
+        self.closed = False
+
+    def on_push(self, push: list[object]) -> None:
+        assert not self.lost
+        self.told.append(("push", repr(push)))
+
+    def on_read(self) -> None:
+        assert not self.lost
+
+    def on_lost(self, tokens: deque[Token], error: ConnectionLost) -> None:
+        self.lost += 1
+        self.unanswered = list(tokens)
+        assert str(error)
+
+
+class Asked:
+    """One who asked, and what came."""
+
+    def __init__(self, number: int, followed: Followed) -> None:
+        self.number = number
+        self.followed = followed
+        self.answers = 0
+
+    def on_reply(self, reply: object) -> None:
+        assert not self.followed.lost
+        self.answers += 1
+        self.followed.told.append((self.number, repr(reply)))
+
+
+def converse(chunks: list[bytes], commands: int) -> Followed:
+    """Feed a connection that has so many commands under way, and check its bookkeeping."""
+    followed, wire = Followed(), Wire()
+    connection = Connection(followed)
+    connection.connection_made(cast("asyncio.Transport", wire))
+    asked = [Asked(number, followed) for number in range(commands)]
+    connection.send(b"", asked)
+    for chunk in chunks:
+        feed(connection, chunk)
+        if not connection.alive:
+            break
+    assert followed.lost == wire.aborted == (not connection.alive)
+    followed.closed = not connection.alive
+    connection.connection_lost(None)
+    connection.connection_lost(OSError(104, "reset"))
+    assert followed.lost == 1
+    # Everybody is told once: some by a reply, in order, the others by the loss.
+    answered = [one for one in asked if one.answers]
+    assert [*answered, *followed.unanswered] == asked
+    assert all(one.answers == 1 for one in answered)
+    return followed
+
+
+def test_whatever_arrives_everybody_is_told_once() -> None:
+    @fuzz(300)
+    @given(chunked(), st.integers(0, 12))
+    @example([b"%1\r\n*1\r\n:1\r\n:2\r\n"], 1)
+    @example([b"-ERR \xff\xfe\r\n"], 1)
+    @example([b"*1\r\n" * 1000], 1)
+    @example([b"!5\r\n\xff\xfeabc\r\n"], 1)
+    def check(chunks: list[bytes], commands: int) -> None:
+        converse(chunks, commands)
+
+    again(check)
+
+
+def test_where_the_network_cuts_makes_no_difference() -> None:
+    @fuzz(200)
+    @given(valid, st.data())
+    def check(stream: bytes, data: st.DataObject) -> None:
+        whole = converse([stream], 40)
+        pieces = converse(data.draw(chunked(st.just(stream))), 40)
+        assert pieces.told == whole.told
+        assert len(pieces.unanswered) == len(whole.unanswered)
+
+    again(check)
+
+
+@pytest.mark.parametrize("kind", [b"*", b">", b"~", b"|"])
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
+@pytest.mark.parametrize("before", [b"", b"+OK\r\n", b"*2\r\n", b">2\r\n+a\r\n"])
+def test_a_list_of_millions_is_not_waited_for(kind: bytes, size: int, before: bytes) -> None:
+    stream = before + kind + b"2000000\r\n"
+    followed = converse([stream[at : at + size] for at in range(0, len(stream), size)], 3)
+    assert followed.closed
+
+
+@pytest.mark.parametrize("name", [b">1234567", b"*1234567", b"~1234567", b"a|1234567", b"$9999999"])
+def test_a_uid_that_looks_like_one_closes_nothing(name: bytes) -> None:
+    key = bulk(b"sf:{ns:lk:%b}chat" % name)
+    stream = b">2\r\n" + bulk("invalidate") + b"*1\r\n" + key + b":1\r\n"
+    for size in (1, 4, 1000):
+        followed = converse([stream[at : at + size] for at in range(0, len(stream), size)], 1)
+        assert (len(followed.told), followed.closed) == (2, False)
+
+
+def test_an_endless_reply_is_cut_off() -> None:
+    megabyte = b"x" * 2**20
+    followed = converse([b"$9999999999\r\n", *[megabyte] * (MAX_REPLY_BYTES // 2**20 + 1)], 1)
+    assert (followed.closed, followed.told) == (True, [])
+
+
+ANNOUNCE = """
+import resource, sys
+sys.path.insert(0, {tests!r})
+from test_wire_fuzz import converse
+before = resource.getrusage(resource.RUSAGE_SELF)
+for kind in b"*>%~|$=(!?":
+    for size in (b"999999", b"1000000", b"99999999", b"4294967295", b"9223372036854775807"):
+        for depth in (1, 5):
+            converse([(bytes([kind]) + size + b"\\r\\n") * depth, b":1\\r\\n" * 10], 3)
+after = resource.getrusage(resource.RUSAGE_SELF)
+print(after.ru_maxrss - before.ru_maxrss, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+"""
+
+
+def test_what_is_only_announced_takes_no_memory_and_no_time() -> None:
+    program = ANNOUNCE.format(tests=os.path.dirname(__file__))  # noqa: PTH120
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=50
+    )
+    kilobytes, seconds = done.stdout.split()
+    assert int(kilobytes) < 100_000
+    # Of the processor, not of the clock: a thousand million elements would cost ten times as much.
+    assert float(seconds) < 5
+
+
+# --- one lane
+
+
+class Owner:
+    """Who is told of the reads that got no answer: as ``Lookups``, but gives up at once."""
+
+    def __init__(self, cache: LookupCache) -> None:
+        self.cache = cache
+
+    def _end(self, flight: Flight) -> None:
+        self.cache.fail(flight, RuntimeError())
+
+    def read_failed(self, read: Read, error: hiredis.ReplyError) -> None:
+        self._end(read.flight)
+
+    def read_lost(self, read: Read, error: Exception) -> None:
+        self._end(read.flight)
+
+    def read_torn(self, read: Read) -> None:
+        self._end(read.flight)
+
+    def ask_again(self, flight: Flight, waiters: list[Waiter]) -> None:
+        raise AssertionError("nobody has joined late")
+
+    def note_error(self, batch: object, error: hiredis.ReplyError) -> None:
+        raise AssertionError("nothing is traced")
+
+    def batch_ended(self, batch: object, error: Exception | None) -> None:
+        raise AssertionError("nothing is traced")
+
+
+class Woken:
+    """One who waits for a flight."""
+
+    def __init__(self) -> None:
+        self.flights: list[Flight] = []
+
+    def done(self) -> bool:
+        return bool(self.flights)
+
+    def set_result(self, flight: Flight) -> None:
+        assert flight.done
+        self.flights.append(flight)
+
+
+async def look_up(runs: list[tuple[list[bytes], list[bool], bool]]) -> None:
+    """A lane, its look-ups of links and of uids, some after ASKING, and what a server sends it."""
+    for chunks, kinds, cancelled in runs:
+        config = RouterConfig(cache=CacheConfig(heartbeat=3600.0, heartbeat_timeout=7200.0))
+        cache = LookupCache(config.cache, time.monotonic)
+        telemetry = Telemetry(config.telemetry, time.monotonic)
+        lane = Lane(
+            Address("127.0.0.1", 1),
+            WireSettings(),
+            config,
+            cache,
+            time.monotonic,
+            _ignore,
+            telemetry,
+        )
+        wire = Wire()
+        connection = Connection(lane.channel)
+        connection.connection_made(cast("asyncio.Transport", wire))
+        connection.server_version = (9, 1)
+        lane.channel._up(connection, [b"OK"], time.monotonic())
+        waiting = []
+        for number, of_a_link in enumerate(kinds):
+            uid = f"u{number}"
+            key = ("ns", uid, "chat") if of_a_link else ("ns", uid)
+            flight = cache.open(key, time.monotonic() + 60)
+            waiting.append(Woken())
+            flight.add(waiting[-1])
+            read = Read(flight, link_tag("ns", uid), lane, Owner(cache), asking=number % 5 == 4)
+            lane.channel.submit(read)
+        lane.channel._flush()
+        for chunk in chunks:
+            feed(connection, chunk)
+            if not connection.alive:
+                break
+        if cancelled:
+            lane.channel.close()
+        connection.connection_lost(None)
+        lane.channel.close()
+        await lane.channel.wait_closed()
+        assert all(len(one.flights) == 1 for one in waiting)
+        for one in waiting:
+            (flight,) = one.flights
+            assert (flight.error is None) != (flight.entry is None)
+            pod = flight.entry.value if flight.entry is not None else None
+            assert pod is None or isinstance(pod, dict) or 0 <= pod < 2**63
+        # What may be served from now on came whole, from this very lane.
+        for key in cache.entries:
+            assert cache.fresh(key) is None
+
+
+def _ignore(*_: object) -> None:
+    pass
+
+
+def test_whatever_a_lane_is_sent_every_look_up_ends() -> None:
+    runs = st.lists(
+        st.tuples(chunked(), st.lists(st.booleans(), max_size=8), st.booleans()),
+        min_size=1,
+        max_size=3,
+    )
+    with asyncio.Runner() as runner:
+
+        @fuzz(300)
+        @given(runs)
+        @example([([bulk("3") + b"(" + b"9" * 400 + b"\r\n"], [True], False)])
+        @example([([b"-MOVED 99999 127.0.0.1:1\r\n:-2\r\n"], [True], False)])
+        def check(case: list[tuple[list[bytes], list[bool], bool]]) -> None:
+            runner.run(look_up(case))
+
+        again(check)
+
+
+# --- a router and its peer
+
+IMPATIENT = RouterConfig(
+    min_replica_acks=0,
+    retry=RetryConfig(deadline=0.05, base=0.001, cap=0.01, connect_timeout=0.05),
+)
+
+CALLS: dict[str, tuple[Any, ...]] = {
+    "get_linked_pod": ("ns", "ada", "chat"),
+    "get_link_service": ("ns", "ada"),
+    "batch_get_linked_pod": ("ns", ["ada", "bob"], "chat"),
+    "set_linked_pod": ("ns", "ada", "chat", 1),
+    "try_set_linked_pod": ("ns", "ada", "chat", 1),
+    "set_linked_pod_if_absent": ("ns", "ada", "chat", 1),
+    "remove_linked_pod": ("ns", "ada", "chat"),
+    "remove_linked_pod_with_id": ("ns", "ada", "chat", 1),
+    "move_linked_pod": ("ns", "ada", "chat", 1, 2),
+    "route": ("ns", "ada", "chat"),
+    "get_pods": ("ns", "chat"),
+    "get_service_state": ("ns", "chat"),
+    "set_service_state": ("ns", "chat", 1, "Running"),
+    "get_workload_state": ("ns", "chat"),
+    "get_workload_state_batch": ("ns", ["chat", "game"]),
+    "set_workload_state": ("ns", "chat", "up"),
+}
+
+
+@contextlib.contextmanager
+def nothing_is_raised_into(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """Nothing that a callback of the loop raises is lost."""
+    raised: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: raised.append(context))
+    yield
+    loop.set_exception_handler(None)
+    assert not raised
+
+
+async def call(operation: str, answers: dict[str, list[bytes]], cluster: bool) -> None:
+    """One operation on a server that answers the first of each of these commands so, and is honest then."""
+    with nothing_is_raised_into(asyncio.get_running_loop()):
+        async with Peer() as peer:
+            for command, planned in answers.items():
+                peer.answer(command, *planned)
+            router = AsyncRouter.from_url(
+                peer.cluster_url if cluster else peer.url, config=IMPATIENT
+            )
+            try:
+                # Longer than any deadline above: whoever takes so long hangs.
+                async with asyncio.timeout(20):
+                    await getattr(router, operation)(*CALLS[operation])
+            except SfrouteError as error:
+                assert "ada" not in str(error)  # noqa: PT017 - nor need there be one
+            finally:
+                await router.aclose()
+
+
+answers = st.dictionaries(
+    st.sampled_from(
+        ["get", "pttl", "evalsha", "hgetall", "hset", "set", "hello", "cluster", "client"]
+    ),
+    st.lists(st.one_of(values, values, streams), min_size=1, max_size=2),
+    max_size=3,
+)
+
+
+def hello_of(version: bytes) -> bytes:
+    return b"%1\r\n" + bulk("version") + version
+
+
+def test_whatever_a_server_answers_a_call_ends_with_a_result_or_a_named_error() -> None:
+    with asyncio.Runner() as runner:
+
+        @fuzz(150)
+        @given(st.sampled_from(sorted(CALLS)), answers, st.booleans())
+        @example("get_linked_pod", {"hello": [hello_of(b":7\r\n")]}, False)
+        @example("get_linked_pod", {"hello": [hello_of(bulk(b"9" * 5000))]}, False)
+        @example("get_linked_pod", {"get": [b"-MOVED 99999 127.0.0.1:1\r\n"]}, True)
+        @example(
+            "get_pods",
+            {"evalsha": [b"*4\r\n$1\r\n1\r\n$1\r\n1\r\n$1\r\nR\r\n" + bulk(b"9" * 400)]},
+            True,
+        )
+        def check(operation: str, planned: dict[str, list[bytes]], cluster: bool) -> None:
+            runner.run(call(operation, planned, cluster))
+
+        again(check)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"*0\r\n", b"*1\r\n:1\r\n", b"+x\r\n", b"_\r\n", b"*1\r\n*3\r\n:0\r\n+x\r\n_\r\n", b"?\r\n"],
+)
+async def test_what_is_no_slot_map_is_a_named_error(answer: bytes) -> None:
+    async with Peer() as peer:
+        peer.answer("cluster", *[answer] * 20)
+        router = AsyncRouter.from_url(peer.cluster_url, config=IMPATIENT)
+        with pytest.raises(StoreUnavailable) as caught:
+            await router.open()
+        assert caught.value.__cause__ is not None
+        await router.aclose()
+
+
+async def test_after_all_of_it_the_same_router_works_on() -> None:
+    async with Peer() as peer, AsyncRouter.from_url(peer.url) as router:
+        broken = [b"?\r\n", b"*2000000\r\n", Peer.HANG_UP, b"%1\r\n*0\r\n:1\r\n", b":1\r\n" * 9]
+        peer.answer("get", *broken)
+        for pod in range(len(broken)):
+            # A look-up that was answered by nonsense is sent again; one that was answered by a wrong type is refused.
+            with contextlib.suppress(CorruptReply):
+                assert await router.get_linked_pod("ns", f"u{pod}", "chat") is None
+        assert not peer.answers["get"]
+        assert await router.get_linked_pod("ns", "ada", "chat") is None
+        assert peer.accepted > len(broken) - 1

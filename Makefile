@@ -33,6 +33,10 @@ demo: venv ## route 20,000 requests on a local cluster, kill a primary; let pods
 trace-demo: venv ## send requests through a gateway and show one as a trace (OTEL_* variables say where to)
 	@$(BIN)/python examples/trace_demo.py
 
+.PHONY: gateway-demo
+gateway-demo: venv ## a reverse proxy, pods that count, restarts and kills; then it stays for curl until Ctrl-C
+	@$(BIN)/python examples/gateway/demo.py --stay
+
 .PHONY: test
 test: venv ## run the tests on every server found on this machine
 	$(BIN)/python -m pytest -m "not packaging" $(ARGS)

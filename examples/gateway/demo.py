@@ -1,0 +1,102 @@
+"""The gateway at work on this machine: a cluster, three pods, two gateways, and users who count.
+
+    python examples/gateway/demo.py [--stay]
+
+Pods are restarted one after the other, a primary of the cluster is killed, and a pod. A user's counter may begin anew
+only if the user's pod ended. `--stay` leaves everything running afterwards, to be tried with curl; Ctrl-C ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+import time
+
+from deployment import NAMESPACE, SERVICE, Deployment
+from users import Crowd, contradictions
+
+from sfroute.keys import state_key
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+async def tell_story(deployment: Deployment, crowd: Crowd) -> None:
+    """What happens while users count. Every act lasts until each user has been served again."""
+    await crowd.more(4)
+    say(f"{len(crowd.users)} users count: {crowd.requests} requests so far")
+    for pod in sorted(deployment.pods):
+        began = time.monotonic()
+        await deployment.restart_pod(pod)
+        say(f"pod {pod} drained, ended and started anew in {time.monotonic() - began:.1f} s")
+    await crowd.more(2)
+    # The one that holds the states of the pods: heartbeats fail too, until its replica takes over.
+    primary = deployment.cluster.primary_of(state_key(NAMESPACE, SERVICE))
+    began = time.monotonic()
+    await asyncio.to_thread(deployment.cluster.kill, primary)
+    say("the primary that holds the states of the pods was killed")
+    await asyncio.to_thread(deployment.cluster.wait_healthy)
+    await crowd.more(2)
+    say(f"its replica has taken over, all are served: {time.monotonic() - began:.1f} s")
+    await deployment.end_pod(2, signal.SIGKILL)
+    say("pod 2 was killed: no drain, no last word")
+    await crowd.more(4)
+
+
+def show_outcome(deployment: Deployment, crowd: Crowd) -> bool:
+    """True if nothing was lost that need not be."""
+    found = [
+        f"{user.uid}: {what}"
+        for user in crowd.users
+        for what in contradictions(user, deployment.ended)
+    ]
+    moves = sum(
+        len({one.process for one in user.answers if one.process}) - 1 for user in crowd.users
+    )
+    failures = {why: crowd.failures.count(why) for why in sorted(set(crowd.failures))}
+    say(
+        f"\n{crowd.requests} requests, {len(crowd.failures)} failed {failures or ''}\n"
+        f"{moves} counters began anew because their pod had ended; {len(found)} for no reason"
+    )
+    for what in found:
+        say(f"  {what}")
+    return not found
+
+
+async def run(*, stay: bool) -> int:
+    interrupted = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, interrupted.set)
+    scene = asyncio.create_task(play(stay=stay))
+    wish = asyncio.create_task(interrupted.wait())
+    await asyncio.wait([scene, wish], return_when=asyncio.FIRST_COMPLETED)
+    wish.cancel()
+    if not scene.done():
+        say("\nending: gateways, pods, cluster")
+        scene.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await scene
+        return 0
+    return scene.result()
+
+
+async def play(*, stay: bool) -> int:
+    say("starting a cluster of six nodes, three pods and two gateways")
+    async with Deployment() as deployment:
+        async with Crowd(deployment.urls) as crowd:
+            await tell_story(deployment, crowd)
+        fine = show_outcome(deployment, crowd)
+        if stay:
+            say(
+                f"\nTry it (Ctrl-C ends it): curl -X POST -H 'X-User-Id: ada' {deployment.urls[0]}/count"
+            )
+            await asyncio.Event().wait()
+    return 0 if fine else 1
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(run(stay="--stay" in sys.argv[1:])))

@@ -1,0 +1,125 @@
+"""Forwarding WebSockets: the pod's handshake first, then the client's, then messages both ways."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from forwarding import (
+    MISDIRECTED,
+    TIMEOUT,
+    headers_for_pod,
+    is_refusal,
+    reroute,
+    unavailable,
+    url_at_pod,
+)
+from spans import calling
+from starlette.responses import PlainTextResponse, Response
+from starlette.websockets import WebSocket, WebSocketDisconnect
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.typing import Subprotocol
+
+from sfroute import SfrouteError
+
+__all__ = ["WebSocketProxy"]
+
+
+class WebSocketProxy:
+    """Forwards WebSockets to the pod that the middleware has put into the scope."""
+
+    def __init__(self, template: str) -> None:
+        self._template = template
+
+    async def forward(self, client: WebSocket) -> None:
+        try:
+            pod = await self._dial_pod(client)
+        except SfrouteError:
+            await deny(client, unavailable())
+        except InvalidStatus as refusal:
+            await deny(client, Response(status_code=refusal.response.status_code))
+        except (OSError, InvalidHandshake):  # a TimeoutError is an OSError
+            await deny(client, PlainTextResponse("the pod was lost\n", 502))
+        else:
+            async with pod:
+                await client.accept(subprotocol=pod.subprotocol)
+                await relay(client, pod)
+
+    async def _dial_pod(self, client: WebSocket) -> ClientConnection:
+        """A connection to the user's pod; to another one if this one refuses, once."""
+        try:
+            return await self._dial(client)
+        except InvalidStatus as refusal:
+            if refusal.response.status_code != MISDIRECTED:
+                raise
+            await reroute(client, refused=False)
+        except OSError as error:
+            if not is_refusal(error):
+                raise
+            await reroute(client, refused=True)
+        return await self._dial(client)
+
+    async def _dial(self, client: WebSocket) -> ClientConnection:
+        url = url_at_pod(client, self._template)
+        # The headers of the handshake are the connection's own: the library makes new ones.
+        headers = [
+            (name, value)
+            for name, value in headers_for_pod(client)
+            if not name.startswith("sec-websocket-")
+        ]
+        with calling(client.scope["sfroute"]):
+            return await connect(
+                str(url.copy_with(scheme="wss" if url.scheme == "https" else "ws")),
+                additional_headers=headers,
+                subprotocols=[Subprotocol(one) for one in client.scope["subprotocols"]] or None,
+                user_agent_header=None,
+                compression=None,
+                open_timeout=TIMEOUT.connect,
+                proxy=None,
+            )
+
+
+async def deny(client: WebSocket, answer: Response) -> None:
+    """Answer the handshake; a server that cannot closes instead."""
+    if "websocket.http.response" in client.scope.get("extensions", {}):
+        await client.send_denial_response(answer)
+    else:
+        await client.close(1013)
+
+
+async def relay(client: WebSocket, pod: ClientConnection) -> None:
+    """Pass messages on in both directions until one side closes; then close the other with its code."""
+
+    async def to_pod() -> None:
+        while (message := await client.receive())["type"] != "websocket.disconnect":
+            text = message.get("text")
+            await pod.send(message["bytes"] if text is None else text)
+        await pod.close(sendable(message.get("code")))
+
+    async def to_client() -> None:
+        async for data in pod:
+            await (client.send_text(data) if isinstance(data, str) else client.send_bytes(data))
+        await client.close(sendable(pod.close_code), pod.close_reason)
+
+    relays = [asyncio.create_task(to_pod()), asyncio.create_task(to_client())]
+    try:
+        await asyncio.wait(relays, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for one in relays:
+            one.cancel()
+        outcomes = await asyncio.gather(*relays, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, ConnectionClosed):
+            # The pod has gone in the middle: the user may connect again, and will get another one.
+            with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+                await client.close(sendable(pod.close_code))
+        elif isinstance(outcome, Exception) and not isinstance(outcome, WebSocketDisconnect):
+            raise outcome
+
+
+def sendable(code: int | None) -> int:
+    """The close code to pass on: some only say that there was none (RFC 6455, 7.4.1)."""
+    if code in (None, 1005):
+        return 1000
+    return 1012 if code == 1006 else code or 1000

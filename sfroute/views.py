@@ -33,6 +33,8 @@ _log = logging.getLogger(__name__)
 MAX_SERVICES = 4096
 USABLE_PERIODS = 2
 """A view may be used while it is renewed, up to this many times ``pod_view_max_age``; after that callers wait."""
+CLOCK_JUMP = 0.1
+"""Seconds by which a server's clock gets ahead of this process's between two readings if it jumped; less is drift."""
 PATIENCE = 0.5
 """Seconds a fetch may take before it counts as trouble and known links are served without it."""
 
@@ -118,8 +120,9 @@ class _Service:
     """What is kept of one service.
 
     ``troubled_since``: when the first of those fetches began that have failed or taken long; ``troubled_until``: when
-    the last of them failed. ``allowance``: seconds by which heartbeats may be late for that reason, until
-    ``allowed_until``.
+    the last of them failed. ``allowance``: seconds by which heartbeats may seem late through no fault of the pods,
+    until ``allowed_until``. ``server_time``: the server's clock at the last reading, and when that reading began, both
+    in seconds.
     """
 
     __slots__ = (
@@ -129,6 +132,7 @@ class _Service:
         "fetch_began",
         "fetch_sent",
         "placements",
+        "server_time",
         "troubled_since",
         "troubled_until",
         "view",
@@ -144,6 +148,7 @@ class _Service:
         self.troubled_until = -inf
         self.allowance = 0.0
         self.allowed_until = -inf
+        self.server_time: tuple[float, float] | None = None
 
 
 class PodViews:
@@ -240,7 +245,9 @@ class PodViews:
         known = self._services.get(name)
         if known is None:
             if len(self._services) >= MAX_SERVICES:
-                del self._services[next(n for n, one in self._services.items() if not one.fetch)]
+                idle = next((n for n, one in self._services.items() if not one.fetch), None)
+                if idle is not None:
+                    del self._services[idle]
             known = self._services[name] = _Service()
         return known
 
@@ -317,25 +324,45 @@ class PodViews:
         pods = {
             pod: read_pod(pod, state, age) for pod, state, age in replies.service_pods(reply, key)
         }
-        view = ServiceView(pods, read_at, self._pod_timeout(known, answered_at))
+        server_now = replies.server_time(reply, key)
+        jump = self._clock_jump(known, server_now, read_at, answered_at)
+        view = ServiceView(pods, read_at, self._pod_timeout(known, answered_at, jump))
         if known.view is not None:
             view.look_back(known.view, self._config.pod_timeout)
         known.view = view
         known.placements.observe(pods.values(), read_at)
         return view
 
-    def _pod_timeout(self, known: _Service, now: float) -> float:
+    @staticmethod
+    def _clock_jump(
+        known: _Service, server_now: float, read_at: float, answered_at: float
+    ) -> float:
+        """Seconds by which the server's clock has jumped ahead since the last reading: another server may have taken
+        over. The states were stamped by the clock before, so that pods seem silent for so much longer.
+        """
+        before, known.server_time = known.server_time, (server_now, read_at)
+        if before is None:
+            return 0.0
+        # At least so much, however long the answers took.
+        jump = (server_now - before[0]) - (answered_at - before[1])
+        return jump if jump > CLOCK_JUMP else 0.0
+
+    def _pod_timeout(self, known: _Service, now: float, jump: float) -> float:
         """Seconds after which a silent pod is dead, as things are.
 
         Pods could not report while the store was out of reach: for a third of the timeout, which is a heartbeat, what
-        it was out of reach is not held against them.
+        it was out of reach is not held against them, nor is a jump of the server's clock.
         """
         pod_timeout = self._config.pod_timeout
+        late = jump
         if known.troubled_since is not None:
-            known.allowance = now - known.troubled_since
-            known.allowed_until = now + pod_timeout / 3
+            late += now - known.troubled_since
             known.troubled_since = None
-        return pod_timeout + (known.allowance if now < known.allowed_until else 0.0)
+        if now >= known.allowed_until:
+            known.allowance = 0.0
+        if late > known.allowance:
+            known.allowance, known.allowed_until = late, now + pod_timeout / 3
+        return pod_timeout + known.allowance
 
 
 def _view_of(fetch: asyncio.Task[ServiceView]) -> ServiceView:

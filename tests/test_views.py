@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import pytest
 
 from sfroute import DRAINING, RUNNING, STOPPED, PlacementConfig, Pod
-from sfroute.views import ServiceView, notice_seconds
+from sfroute.store import Store
+from sfroute.views import PodViews, ServiceView, notice_seconds
 
 
 def view(*pods: Pod, at: float = 100.0) -> ServiceView:
@@ -67,3 +69,77 @@ class TestStatesThatVanish:
 @pytest.mark.parametrize(("max_age", "seconds"), [(0.5, 1.0), (0.0, 0.0)])
 def test_every_gateway_has_noticed_after_two_periods(max_age: float, seconds: float) -> None:
     assert notice_seconds(PlacementConfig(pod_view_max_age=max_age)) == seconds
+
+
+class OtherClocks:
+    """A store whose servers' clocks can be wrong, which no real one's can, and the pods that report to it."""
+
+    def __init__(self) -> None:
+        self.time = 100.0
+        self.ahead = 0.0
+        self.takes = 0.0
+        self.stamps: dict[int, float] = {}
+
+    def beat(self, *pods: int) -> None:
+        self.stamps.update((pod, self.time + self.ahead) for pod in pods)
+
+    async def run(self, command: object) -> list[bytes]:
+        now = self.time + self.ahead
+        self.time += self.takes
+        reply: list[object] = [now]
+        for pod, stamp in self.stamps.items():
+            reply += [pod, "Running", max(now - stamp, 0.0)]
+        return [
+            b"%d" % (one * 1000) if isinstance(one, float) else str(one).encode() for one in reply
+        ]
+
+
+class TestServersWhoseClocksDiffer:
+    """Another server may take over, and its clock be ahead of the one that stamped the heartbeats."""
+
+    @pytest.fixture
+    def store(self) -> OtherClocks:
+        return OtherClocks()
+
+    @pytest.fixture
+    async def views(self, store: OtherClocks) -> PodViews:
+        return PodViews(cast("Store", store), PlacementConfig(), lambda: store.time)
+
+    async def test_one_that_is_ahead_kills_nobody(
+        self, store: OtherClocks, views: PodViews
+    ) -> None:
+        store.beat(0, 1)
+        assert (await views.get("n", "s", fresh=True)).gone == {}
+        store.time += 1.0
+        store.ahead = 60.0
+        after = await views.get("n", "s", fresh=True)
+        assert (after.gone, [pod.id for pod in after.takers((), store.time)]) == ({}, [0, 1])
+        # Heartbeats have come by its clock; a pod of which none has is dead.
+        store.time += 1.5
+        store.beat(0)
+        assert (await views.get("n", "s", fresh=True)).gone == {}
+        store.time += 1.0
+        assert set((await views.get("n", "s", fresh=True)).gone) == {1}
+
+    async def test_one_that_is_behind_kills_nobody_either(
+        self, store: OtherClocks, views: PodViews
+    ) -> None:
+        store.beat(0)
+        await views.get("n", "s", fresh=True)
+        store.ahead = -60.0
+        assert (await views.get("n", "s", fresh=True)).gone == {}
+        store.beat(0)
+        store.time += 7.0
+        assert set((await views.get("n", "s", fresh=True)).gone) == {0}
+
+    @pytest.mark.parametrize("takes", [0.0, 0.4])
+    async def test_a_slow_answer_and_drift_excuse_nobody(
+        self, store: OtherClocks, views: PodViews, takes: float
+    ) -> None:
+        store.takes = takes
+        store.beat(0)
+        for _ in range(7):
+            await views.get("n", "s", fresh=True)
+            store.time += 1.0 - takes
+            store.ahead += 0.001
+        assert set((await views.get("n", "s", fresh=True)).gone) == {0}

@@ -31,6 +31,7 @@ from sfroute import (
 )
 from sfroute.embedded import LocalCluster, LocalServer
 from sfroute.keys import link_key, slot_of, state_key
+from sfroute.views import MAX_SERVICES
 
 Raw = redis.cluster.RedisCluster
 ADA = ("ada", "chat")
@@ -452,6 +453,21 @@ class TestCost:
                 await asyncio.gather(*(router.route(namespace, f"u{n}", "chat") for n in range(9)))
                 await asyncio.sleep(0.005)
             assert 2 <= (commands(cluster) - before)["hgetall"] <= 6
+
+    async def test_more_services_than_are_remembered_are_asked_for_at_once(
+        self, server_binary: str | None, namespace: str
+    ) -> None:
+        config = RouterConfig(retry=RetryConfig(deadline=0.5))
+        with LocalServer(server_binary=server_binary) as single:
+            async with AsyncRouter.from_url(single.url, config=config) as router:
+                single.pause()
+                asked = (
+                    router.get_pods(namespace, f"s{number}") for number in range(MAX_SERVICES + 5)
+                )
+                told = await asyncio.gather(*asked, return_exceptions=True)
+                assert {type(error) for error in told} == {StoreUnavailable}
+                single.resume()
+                assert await router.get_pods(namespace, "s0") == {}
 
     async def test_one_that_gives_up_takes_nothing_from_the_others(
         self, cluster: LocalCluster, pods: Pods, namespace: str

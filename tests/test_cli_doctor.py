@@ -373,7 +373,7 @@ def test_slots_that_nobody_serves_a_hanging_server_and_a_start_node_that_is_gone
         found["slots"]
     )
     servers = told(found["servers"])
-    assert f"the replica 127.0.0.1:{replica.port} does not answer (no answer in time)" in servers
+    assert f"the server 127.0.0.1:{replica.port} does not answer (no answer in time)" in servers
     assert "the start node 127.0.0.1:1 did not answer" in servers
     assert "throws keys away when its memory is full (allkeys-lru" in told(found["memory"])
 

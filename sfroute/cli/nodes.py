@@ -27,7 +27,7 @@ __all__ = ["NODE_ERRORS", "Node", "Store", "code_of", "open_store"]
 _T = TypeVar("_T")
 
 NODE_ERRORS: Final = (RedisError, OSError, TimeoutError)
-_SECONDS: Final = 3.0
+_SECONDS: Final = 2.0
 """For one command. A server that takes longer is a finding."""
 _SCAN_COUNT: Final = 1000
 
@@ -56,7 +56,7 @@ class Node:
 
     Attributes:
         address: where it listens.
-        primary: it serves slots, or is the one server there is.
+        primary: it serves slots, or is the one server there is; others are replicas, or empty.
         client: to ask it.
         slots: the slots it serves.
     """
@@ -102,12 +102,14 @@ class Store:
     Attributes:
         cluster: it is a cluster.
         nodes: primaries first.
-        silent: start nodes that did not answer, with why.
+        silent: start nodes that cannot be used, with why.
+        hanging: those of them that do not answer at all, with why in a word: they need not be waited for again.
     """
 
     cluster: bool
     nodes: list[Node]
     silent: dict[Address, str] = field(default_factory=dict)
+    hanging: dict[Address, str] = field(default_factory=dict)
 
     @property
     def primaries(self) -> list[Node]:
@@ -164,11 +166,13 @@ async def open_store(url: str) -> AsyncGenerator[Store]:
 
     try:
         if target.cluster:
-            asked, reply, silent = await _answers(target.nodes, client, "CLUSTER", "SLOTS")
-            yield Store(True, _read_cluster(asked, reply, client), silent)
+            asked, reply, silent, hanging = await _answers(target.nodes, client, "CLUSTER", "SLOTS")
+            nodes, names = _read_cluster(asked, reply, client)
+            nodes += await _others(names, asked, client)
+            yield Store(True, nodes, silent, hanging)
         else:
-            asked, _, silent = await _answers(target.nodes, client, "PING")
-            yield Store(False, [Node(asked, True, client(asked), [range(SLOTS)])], silent)
+            asked, *_ = await _answers(target.nodes, client, "PING")
+            yield Store(False, [Node(asked, True, client(asked), [range(SLOTS)])])
     finally:
         for made in clients.values():
             await made.aclose(close_connection_pool=True)
@@ -176,14 +180,15 @@ async def open_store(url: str) -> AsyncGenerator[Store]:
 
 async def _answers(
     start: Sequence[Address], client: Callable[[Address], redis.asyncio.Redis], *command: str
-) -> tuple[Address, Any, dict[Address, str]]:
-    """The first start node that has answered, its reply, and those that have not, with why."""
+) -> tuple[Address, Any, dict[Address, str], dict[Address, str]]:
+    """The first start node that has answered, its reply, and what is ``silent`` and ``hanging`` of a ``Store``."""
     replies = await asyncio.gather(
         *(client(address).execute_command(*command) for address in start),  # type: ignore[no-untyped-call]
         return_exceptions=True,
     )
     answered: tuple[Address, Any] | None = None
     silent: dict[Address, str] = {}
+    hanging: dict[Address, str] = {}
     for address, reply in zip(start, replies, strict=True):
         if not isinstance(reply, BaseException):
             answered = answered or (address, reply)
@@ -197,19 +202,23 @@ async def _answers(
             )
         else:
             silent[address] = f"did not answer ({code}); check the address and that the server runs"
+            hanging[address] = code
     if answered is None:
         first, why = next(iter(silent.items()))
-        kind = StoreUnavailable if "did not answer" in why else StoreError
+        kind = StoreUnavailable if first in hanging else StoreError
         raise kind(f"no start node could be used: {first} {why}")
-    return *answered, silent
+    return *answered, silent, hanging
 
 
 def _read_cluster(
     asked: Address, reply: Any, client: Callable[[Address], redis.asyncio.Redis]
-) -> list[Node]:
+) -> tuple[list[Node], set[bytes]]:
+    """The servers in a reply to CLUSTER SLOTS, and the names of all of them."""
     slots: dict[Address, list[range]] = {}
     replicas: set[Address] = set()
+    names: set[bytes] = set()
     for first, last, *nodes in reply:
+        names.update(node[2] for node in nodes)
         # A node that does not know its own name sends an empty one: it is the one that was asked.
         primary, *others = (
             Address(host.decode() if host else asked.host, port) for host, port, *_ in nodes
@@ -217,6 +226,24 @@ def _read_cluster(
         slots.setdefault(primary, []).append(range(first, last + 1))
         replicas.update(others)
     found = [Node(address, True, client(address), slots[address]) for address in sorted(slots)]
-    return found + [
-        Node(address, False, client(address)) for address in sorted(replicas - slots.keys())
-    ]
+    found += [Node(address, False, client(address)) for address in sorted(replicas - slots.keys())]
+    return found, names
+
+
+async def _others(
+    known: set[bytes], asked: Address, client: Callable[[Address], redis.asyncio.Redis]
+) -> list[Node]:
+    """Servers that CLUSTER SLOTS leaves out: replicas that have received nothing yet, primaries without slots."""
+    try:
+        reply = await client(asked).execute_command("CLUSTER", "NODES")  # type: ignore[no-untyped-call]
+    except NODE_ERRORS:
+        return []
+    found = []
+    for line in reply.splitlines():
+        name, address, flags, *_ = line.split()
+        # <host>:<port>@<bus port>[,<host name>]
+        host, _, port = address.partition(b"@")[0].rpartition(b":")
+        if name not in known and not {b"fail", b"noaddr", b"handshake"} & set(flags.split(b",")):
+            there = Address(host.decode() or asked.host, int(port))
+            found.append(Node(there, False, client(there)))
+    return found

@@ -60,6 +60,9 @@ async def gather_servers(store: Store) -> list[ServerFacts]:
     """Ask every server."""
 
     async def ask(node: Node) -> ServerFacts:
+        if node.address in store.hanging:
+            why = store.hanging[node.address]
+            return ServerFacts(node.address, node.primary, node.slots, trouble=why)
         try:
             await node.ask("PING")
             clock = await _read_clock(node)

@@ -42,7 +42,7 @@ def _reachable(servers: Sequence[ServerFacts], silent: Mapping[Address, str]) ->
     findings = [
         Finding(
             "error" if server.primary else "warning",
-            f"the {'primary' if server.primary else 'replica'} {server.address} does not answer "
+            f"the {'primary' if server.primary else 'server'} {server.address} does not answer "
             f"({server.trouble})",
             "see whether it runs, and whether this machine may connect to the address it announces",
         )

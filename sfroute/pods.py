@@ -160,11 +160,12 @@ class AsyncPodAgent:
         """
         if self._task is None:
             return
-        task, self._task = self._task, None
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
         self._status = STOPPED
         await self._try_to_beat()
+        # Only now: if this call is cancelled, the next one says it.
+        self._task = None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -217,13 +218,14 @@ class AsyncPodAgent:
 
         25 seconds fit into a Kubernetes preStop hook with the usual 30. It waits for the uids that were accepted here;
         if the application never calls ``accept``, for all links to this pod, for which the whole store is looked
-        through. In any case it waits until every gateway has noticed.
+        through. In any case it waits until every gateway has noticed. The pod stays draining, also if this is
+        cancelled.
 
         Returns how many uids are left; if that could not be counted by the deadline, at least so many.
         """
         if not (_is_positive(deadline) or deadline == 0):
             raise InvalidArgument("deadline must be seconds >= 0")
-        if self._task is None:
+        if self._task is None or self._status == STOPPED:
             raise ConfigError("the agent is not running")
         self._status = DRAINING
         self._asked_to_drain = False
@@ -235,7 +237,7 @@ class AsyncPodAgent:
         return self._left
 
     async def _until_empty(self) -> None:
-        while self._task is not None:  # else it was stopped meanwhile
+        while self._status == DRAINING:  # else it was stopped meanwhile
             everybody_knows = self._everybody_knows(DRAINING)
             began = time.monotonic()
             pause = DRAIN_POLL_SECONDS
@@ -495,7 +497,8 @@ class PodAgent:
 
         25 seconds fit into a Kubernetes preStop hook with the usual 30. It waits for the uids that were accepted here;
         if the application never calls ``accept``, for all links to this pod, for which the whole store is looked
-        through. In any case it waits until every gateway has noticed.
+        through. In any case it waits until every gateway has noticed. The pod stays draining, also if this is
+        cancelled.
 
         Returns how many uids are left; if that could not be counted by the deadline, at least so many.
         """

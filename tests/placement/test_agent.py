@@ -514,6 +514,23 @@ class TestWithoutAStore:
             await router.aclose()
         assert "could not be stored" in caplog.text
 
+    async def test_one_that_was_cancelled_while_it_stopped_can_be_stopped_again(
+        self, server_binary: str | None, namespace: str
+    ) -> None:
+        with LocalServer(server_binary=server_binary) as single:
+            async with AsyncRouter.from_url(single.url) as router:
+                agent = AsyncPodAgent(router, namespace, "chat", 3, heartbeat=0.1)
+                await agent.start()
+                single.kill()
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(agent.stop(), 0.3)
+                await asyncio.to_thread(single.restart)
+                with pytest.raises(ConfigError, match="not running"):
+                    await agent.drain()
+                await agent.stop()
+                stored = single.execute("HGET", state_key(namespace, "chat"), "3")
+                assert json.loads(str(stored))["status"] == STOPPED
+
     async def test_it_ends_with_its_router(
         self,
         make_router: Callable[..., Any],

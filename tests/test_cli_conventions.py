@@ -1,0 +1,170 @@
+"""What holds of every command: JSON, where it is told, mistakes, a store that is not there, colours, completion."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import pty
+import re
+import subprocess
+from typing import Any
+
+import pytest
+from support.command import COMMAND, Operator, commands, environment, sfroute
+
+from sfroute import Router
+from sfroute.embedded import LocalCluster
+
+COMMANDS = dict(commands())
+WITHOUT_STORE = {("demo",), ("cluster", "up")}
+"""They bring their own."""
+ARGUMENTS = {
+    ("route",): ["ada"],
+    ("link", "get"): ["ada"],
+    ("link", "set"): ["ada", "1"],
+    ("link", "try-set"): ["ada", "1"],
+    ("link", "set-if-absent"): ["ada", "1"],
+    ("link", "remove"): ["ada"],
+    ("link", "services"): ["ada"],
+    ("link", "batch"): ["ada"],
+    ("state", "set"): ["1", "Running"],
+    ("workload", "set"): ["Busy"],
+    ("drain",): ["1"],
+    ("evacuate",): ["1", "--yes"],
+    ("top",): ["--count", "1"],
+}
+"""What each needs; the others need nothing."""
+ON_THE_STORE = [words for words in COMMANDS if words not in WITHOUT_STORE]
+WAYS_TO_THE_STORE = [
+    *(("route",), ("link", "set"), ("link", "batch"), ("state", "get"), ("watch",), ("top",)),
+    *(("evacuate",), ("doctor",)),
+]
+"""The others go one of these ways, and each waits for five seconds."""
+
+
+def options(command: Any) -> dict[str, Any]:
+    return {name: parameter for parameter in command.params for name in parameter.opts}
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_has_its_options_and_says_what_it_does(words: tuple[str, ...]) -> None:
+    command = COMMANDS[words]
+    found = options(command)
+    assert "--json" in found
+    if words not in WITHOUT_STORE:
+        for name in ("url", "namespace"):
+            assert found[f"--{name}"].envvar in (
+                f"SFROUTE_{name.upper()}",
+                [f"SFROUTE_{name.upper()}"],
+            )
+    assert inspect.getdoc(command.callback)
+    assert all(parameter.help for name, parameter in found.items() if name.startswith("--"))
+
+
+@pytest.mark.parametrize("words", ON_THE_STORE, ids=" ".join)
+def test_what_is_missing_or_wrong_is_told_with_exit_code_2(words: tuple[str, ...]) -> None:
+    arguments = [*words, *ARGUMENTS.get(words, [])]
+    done = sfroute(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert "SFROUTE_URL" in done.err
+    for url in ("redis://user:hunter2@:", "hunter2", "redis://:hunter2@a/7", "redis://hunter2@a@b"):
+        done = sfroute(*arguments, "--namespace", "n", SFROUTE_SERVICE="s", SFROUTE_URL=url)
+        assert (done.code, done.out) == (2, "")
+        assert "hunter2" not in done.err
+        assert "Traceback" not in done.err
+    done = sfroute(*arguments, "--namespace", "a:b", SFROUTE_SERVICE="s", SFROUTE_URL="redis://a")
+    assert (done.code, done.out) == (2, "")
+    assert "namespace must not contain" in done.err
+
+
+def test_a_store_that_is_not_there_ends_a_command_with_1_without_its_password() -> None:
+    variables = environment(
+        SFROUTE_URL="redis+cluster://user:hunter2@127.0.0.1:1",
+        SFROUTE_NAMESPACE="n",
+        SFROUTE_SERVICE="s",
+    )
+    # At once: each waits for its deadline.
+    running = {
+        words: subprocess.Popen(
+            [*COMMAND, *words, *ARGUMENTS.get(words, []), "--json"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=variables,
+        )
+        for words in WAYS_TO_THE_STORE
+    }
+    for words, process in running.items():
+        out, err = process.communicate(timeout=50)
+        # Its being away is what the doctor finds.
+        told = out if words == ("doctor",) else err
+        assert process.returncode == 1, words
+        assert re.search(r"no (start node|answer)", told), words
+        assert out == "" or words == ("doctor",), words
+        assert "hunter2" not in out + err
+        assert "Traceback" not in err
+
+
+def test_colours_are_for_terminals(sfroute_cluster: LocalCluster, sfroute_namespace: str) -> None:
+    with Router.from_url(sfroute_cluster.url) as router:
+        operator = Operator(router, sfroute_cluster.url, sfroute_namespace)
+        operator.report(0)
+    for command in ("pods", "doctor"):
+        variables = environment(**operator.variables, TERM="xterm")
+        del variables["NO_COLOR"]
+        piped = subprocess.run(
+            [*COMMAND, command], env=variables, capture_output=True, text=True, check=True
+        )
+        assert "\x1b" not in piped.stdout + piped.stderr
+        assert on_terminal(command, variables).count("\x1b[1m") > 0
+        plain = on_terminal(command, {**variables, "NO_COLOR": "1"})
+        assert not re.search(r"\x1b\[3[0-9]m", plain)
+
+
+def on_terminal(command: str, variables: dict[str, str]) -> str:
+    """What it writes to a terminal."""
+    inner, outer = pty.openpty()
+    with subprocess.Popen(
+        [*COMMAND, command], env=variables, stdin=outer, stdout=outer, stderr=subprocess.DEVNULL
+    ) as running:
+        os.close(outer)
+        seen = b""
+        while True:
+            try:
+                some = os.read(inner, 65536)
+            except OSError:  # Linux: the other side is closed
+                break
+            if not some:
+                break
+            seen += some
+        assert running.wait(10) == 0
+    os.close(inner)
+    return seen.decode()
+
+
+@pytest.mark.parametrize("shell", ["bash", "fish"])
+def test_shells_can_complete(shell: str) -> None:
+    done = subprocess.run(
+        [*COMMAND, "--show-completion", shell],
+        # The name that completion is asked for under; the shell itself need not be there.
+        env=environment(_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert "_SFROUTE_COMPLETE" in done.stdout
+
+
+def test_completion_knows_the_commands() -> None:
+    done = subprocess.run(
+        COMMAND,
+        env=environment(
+            _SFROUTE_COMPLETE="complete_bash", COMP_WORDS="sfroute link se", COMP_CWORD="2"
+        ),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert set(done.stdout.split()) == {"set", "set-if-absent", "services"}

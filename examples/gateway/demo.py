@@ -1,18 +1,23 @@
 """The gateway at work on this machine: a cluster, three pods, two gateways, and users who count.
 
-    python examples/gateway/demo.py [--stay]
+    python examples/gateway/demo.py [--stay] [--report FILE]
 
 Pods are restarted one after the other, a primary of the cluster is killed, and a pod. A user's counter may begin anew
 only if the user's pod ended. `--stay` leaves everything running afterwards, to be tried with curl; Ctrl-C ends it.
+`--report` writes down what every user was told.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
+import json
 import signal
 import sys
 import time
+from dataclasses import asdict
+from pathlib import Path
 
 from deployment import NAMESPACE, SERVICE, Deployment
 from users import Crowd, contradictions
@@ -26,7 +31,7 @@ def say(text: str) -> None:
 
 async def tell_story(deployment: Deployment, crowd: Crowd) -> None:
     """What happens while users count. Every act lasts until each user has been served again."""
-    await crowd.more(4)
+    await crowd.more(2)
     say(f"{len(crowd.users)} users count: {crowd.requests} requests so far")
     for pod in sorted(deployment.pods):
         began = time.monotonic()
@@ -66,37 +71,47 @@ def show_outcome(deployment: Deployment, crowd: Crowd) -> bool:
     return not found
 
 
-async def run(*, stay: bool) -> int:
-    interrupted = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, interrupted.set)
-    scene = asyncio.create_task(play(stay=stay))
-    wish = asyncio.create_task(interrupted.wait())
-    await asyncio.wait([scene, wish], return_when=asyncio.FIRST_COMPLETED)
-    wish.cancel()
-    if not scene.done():
-        say("\nending: gateways, pods, cluster")
-        scene.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await scene
-        return 0
-    return scene.result()
+def write_report(deployment: Deployment, crowd: Crowd, file: Path) -> None:
+    users = {user.uid: [asdict(one) for one in user.answers] for user in crowd.users}
+    file.write_text(json.dumps({"ended": deployment.ended, "users": users}))
 
 
-async def play(*, stay: bool) -> int:
+async def play(*, stay: bool, report: Path | None) -> int:
     say("starting a cluster of six nodes, three pods and two gateways")
     async with Deployment() as deployment:
         async with Crowd(deployment.urls) as crowd:
             await tell_story(deployment, crowd)
         fine = show_outcome(deployment, crowd)
-        if stay:
-            say(
-                f"\nTry it (Ctrl-C ends it): curl -X POST -H 'X-User-Id: ada' {deployment.urls[0]}/count"
-            )
+        if report is not None:
+            write_report(deployment, crowd, report)
+        if stay and fine:
+            url = f"{deployment.urls[0]}/count"
+            say(f"\nTry it (Ctrl-C ends it): curl -X POST -H 'X-User-Id: ada' {url}")
             await asyncio.Event().wait()
     return 0 if fine else 1
 
 
+async def run(*, stay: bool, report: Path | None) -> int:
+    interrupted = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, interrupted.set)
+    scene = asyncio.create_task(play(stay=stay, report=report))
+    wish = asyncio.create_task(interrupted.wait())
+    await asyncio.wait([scene, wish], return_when=asyncio.FIRST_COMPLETED)
+    wish.cancel()
+    if scene.done():
+        return scene.result()
+    say("\nending: gateways, pods, cluster")
+    scene.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await scene
+    return 0
+
+
 if __name__ == "__main__":
-    sys.exit(asyncio.run(run(stay="--stay" in sys.argv[1:])))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--stay", action="store_true")
+    parser.add_argument("--report", type=Path)
+    options = parser.parse_args()
+    sys.exit(asyncio.run(run(stay=options.stay, report=options.report)))

@@ -18,12 +18,14 @@ import httpx
 
 from sfroute.embedded import LocalCluster
 
-__all__ = ["Deployment", "Program"]
+__all__ = ["DRAIN_SECONDS", "Deployment", "Program"]
 
 HERE = Path(__file__).parent
 NAMESPACE, SERVICE = "example", "chat"
 START_SECONDS = 20.0
 END_SECONDS = 15.0
+DRAIN_SECONDS = 1.2
+"""How long a pod that is told to end waits for its users to go. Gateways need a second to notice that it drains."""
 
 
 @dataclass
@@ -58,7 +60,7 @@ class Deployment:
         ended: identity of a pod's process -> when it was told to end, or killed (`time.monotonic`).
     """
 
-    def __init__(self, pods: int = 3, drain_seconds: float = 1.5) -> None:
+    def __init__(self, pods: int = 3, drain_seconds: float = DRAIN_SECONDS) -> None:
         self.cluster = LocalCluster(primaries=3, replicas_per_primary=1)
         self.pods: dict[int, Program] = {}
         self.gateways: list[Program] = []

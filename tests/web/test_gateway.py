@@ -1,0 +1,219 @@
+"""The example gateway as processes: users' counters through restarts and kills, its spans, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import os
+import signal
+import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette", reason="the group `examples` is not installed")
+
+import httpx
+from conftest import processes_in
+from deployment import DRAIN_SECONDS
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from users import Answer, User, contradictions
+
+from web.serving import serving
+
+ROOT = Path(__file__).parent.parent.parent
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+TRACEPARENT = f"00-{TRACE}-b7ad6b7169203331-01"
+
+
+class Collector:
+    """What gateways send their telemetry to."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        self.spans: list[Span] = []
+
+    async def take(self, request: Request) -> Response:
+        body = await request.body()
+        if request.headers.get("content-encoding") == "gzip":
+            body = gzip.decompress(body)
+        self.bodies.append(body)
+        if request.url.path == "/v1/traces":
+            for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+                for scope in resource.scope_spans:
+                    self.spans.extend(scope.spans)
+        return Response(media_type="application/x-protobuf")
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[str]:
+        routes = [Route("/v1/{kind}", self.take, methods=["POST"])]
+        async with serving(Starlette(routes=routes)) as site:
+            yield f"http://{site.address}"
+
+
+@asynccontextmanager
+async def demo(folder: Path, *options: str, **environment: str) -> AsyncIterator[Process]:
+    """The demo, with a folder in which all of its processes work."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *(str(ROOT / "examples" / "gateway" / "demo.py"), *options),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        cwd=folder,
+        env={**os.environ, "TMPDIR": str(folder), **environment},
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.communicate()
+
+
+async def read_until(process: Process, beginning: str) -> list[str]:
+    """What it writes, up to a line."""
+    assert process.stdout is not None
+    lines = []
+    async for line in process.stdout:
+        lines.append(line.decode())
+        if lines[-1].startswith(beginning):
+            return lines
+    raise AssertionError("".join(lines))
+
+
+async def interrupt(process: Process, folder: Path) -> None:
+    """Ctrl-C; it must end in order, and nothing of it may be left."""
+    process.send_signal(signal.SIGINT)
+    told, _ = await process.communicate()
+    assert (process.returncode, told) == (0, b"\nending: gateways, pods, cluster\n")
+    assert processes_in(folder.parent) == []
+    assert list(folder.iterdir()) == []  # noqa: ASYNC240 - nothing else runs
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+async def test_counters_begin_anew_only_when_their_pod_has_ended(tmp_path: Path) -> None:
+    collector = Collector()
+    report, folder = tmp_path / "report.json", tmp_path / "demo"
+    folder.mkdir()
+    async with (
+        collector.running() as endpoint,
+        demo(
+            folder,
+            *("--stay", "--report", str(report)),
+            OTEL_EXPORTER_OTLP_ENDPOINT=endpoint,
+            OTEL_TRACES_SAMPLER="parentbased_traceidratio",
+            OTEL_TRACES_SAMPLER_ARG="0.02",
+        ) as process,
+        httpx.AsyncClient(trust_env=False) as client,
+    ):
+        *told, last = await read_until(process, "Try it")
+        response = await client.post(
+            last.split()[-1], headers={"x-user-id": "user-traced", "traceparent": TRACEPARENT}
+        )
+        assert (response.status_code, response.json()["count"]) == (200, 1)
+        await interrupt(process, folder)
+    see_answers(json.loads(report.read_text()))
+    see_spans(collector)
+    # What the processes wrote names nobody.
+    assert "user-" not in "".join(told)
+
+
+def see_answers(report: dict[str, Any]) -> None:
+    """What users were told: see `users.py`."""
+    ended: dict[str, float] = report["ended"]
+    users = [User(uid, [Answer(**one) for one in said]) for uid, said in report["users"].items()]
+    # Nobody lost a count, nobody was served by two pods.
+    found = {user.uid: contradictions(user, ended) for user in users}
+    assert {uid: what for uid, what in found.items() if what} == {}
+    # Restarts and the failover cost nobody a request; only the last event, a kill, may.
+    killed = max(ended.values())
+    failures = [one for user in users for one in user.answers if one.failure]
+    assert [one for one in failures if one.at < killed] == []
+    assert len(failures) <= len(users) / 2
+    for user in users:
+        answers = [one for one in user.answers if one.process]
+        # Each pod was restarted, so everybody has begun anew.
+        assert len({one.process for one in answers}) >= 2
+        for before, after in pairwise(answers):
+            if before.process != after.process and ended[before.process or ""] < killed:
+                # A draining pod keeps its users until its time is up.
+                assert after.at > ended[before.process or ""] + DRAIN_SECONDS
+
+
+def see_spans(collector: Collector) -> None:
+    """The request that came with a trace is part of it, and nothing says whose it was."""
+    spans = [span for span in collector.spans if span.trace_id.hex() == TRACE]
+    (request,) = (span for span in spans if span.kind == Span.SPAN_KIND_SERVER)
+    assert request.name == "POST"
+    assert request.parent_span_id.hex() == "b7ad6b7169203331"
+    attributes = {one.key: one.value for one in request.attributes}
+    assert attributes["http.response.status_code"].int_value == 200
+    below = {span.name for span in spans if span.parent_span_id == request.span_id}
+    # One more of each if the user was placed on the pod that had just been killed.
+    assert below >= {"sfroute route", f"forward to chat-{attributes['app.pod'].int_value}"}
+    assert [body for body in collector.bodies if b"user-" in body] == []
+
+
+async def test_ctrl_c_while_it_starts_leaves_nothing_either(tmp_path: Path) -> None:
+    async with demo(tmp_path) as process:
+        await read_until(process, "starting")
+        await interrupt(process, tmp_path)
+
+
+# --- what the test above goes by
+
+
+def told(*answers: tuple[str, int] | None) -> User:
+    user = User("ada")
+    for at, answer in enumerate(answers):
+        user.answers.append(
+            Answer(at, failure="HTTP 502")
+            if answer is None
+            else Answer(at, answer[0], 0, answer[1])
+        )
+    return user
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        (("a", 1), ("a", 2), ("a", 3)),
+        (("a", 1), None, ("a", 2)),
+        (("a", 1), None, ("a", 3)),
+        (("a", 1), ("a", 2), ("b", 1), ("b", 2)),
+        (("a", 1), None, ("b", 2)),
+    ],
+)
+def test_what_users_may_be_told(answers: tuple[tuple[str, int] | None, ...]) -> None:
+    assert contradictions(told(*answers), {"a": 0.5}) == []
+
+
+@pytest.mark.parametrize(
+    ("answers", "what"),
+    [
+        ((("a", 1), ("a", 1)), "count 1 after 1"),
+        ((("a", 1), ("a", 3)), "count 3 after 1"),
+        ((("a", 1), None, ("a", 1)), "count 1 after 1"),
+        ((("a", 5),), "count 5 after 0"),
+        ((("a", 1), ("b", 2)), "count 2 after 0"),
+        ((("b", 1), ("a", 1)), "but that one lives"),
+        ((("a", 1), ("b", 1), ("a", 1)), "moved back to a"),
+    ],
+)
+def test_what_users_must_not_be_told(
+    answers: tuple[tuple[str, int] | None, ...], what: str
+) -> None:
+    found = contradictions(told(*answers), {"a": 0.5})
+    assert any(what in one for one in found), found

@@ -392,7 +392,7 @@ asyncio.run(main(*sys.argv[1:]))
 async def test_memory_is_bounded_however_many_links_there_are(
     some_cluster: LocalCluster, namespace: str
 ) -> None:
-    raw, mine = make_raw(some_cluster), LINKS // 20
+    raw, mine = make_raw(some_cluster), LINKS // 100
     states = StateProgram(raw, namespace, "chat")
     for pod, status in enumerate(["Draining", "Running", "Running"]):
         states.set(pod, status)

@@ -252,6 +252,7 @@ async def test_the_promises_hold_while_pods_come_and_go(stage: Stage) -> None:
         assert sent == [], "somebody was routed to a stopped pod"
 
 
+@pytest.mark.slow
 async def test_uids_spread_over_equal_pods_with_loads_two_seconds_old(
     some_cluster: LocalCluster, namespace: str
 ) -> None:

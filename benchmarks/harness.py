@@ -7,14 +7,45 @@ smallest and largest.
 
 from __future__ import annotations
 
+import gc
+import os
 import platform
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 
-__all__ = ["Comparison", "machine", "table"]
+__all__ = ["Comparison", "Target", "machine", "table"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a comparison is to show.
+
+    Attributes:
+        contender: who is to show it.
+        at_least: a ratio to the baseline.
+        of_time: the ratio is one of time, and must not be larger; otherwise of throughput, and must not be smaller.
+    """
+
+    contender: str
+    at_least: float
+    of_time: bool = False
+
+    def measured(self, comparison: Comparison) -> tuple[float, float, float]:
+        """The ratio: median, worst and best round."""
+        ratios = comparison.ratios(self.contender)
+        middle = statistics.median(ratios)
+        if self.of_time:
+            return middle, ratios[-1], ratios[0]
+        return 1 / middle, 1 / ratios[-1], 1 / ratios[0]
+
+    def met(self, comparison: Comparison) -> bool:
+        """True if the median does it."""
+        middle = self.measured(comparison)[0]
+        return middle <= self.at_least if self.of_time else middle >= self.at_least
 
 
 @dataclass
@@ -25,23 +56,35 @@ class Comparison:
         work: what is done, for people.
         baseline: the contender all are compared with.
         contenders: name -> callable that does the work once and returns seconds per operation.
+        does: name -> what one operation is there, so that nobody takes unlike things for like.
+        target: what it is to show.
+        unit: what the seconds are of.
+        group: the chapter it belongs to.
     """
 
     work: str
     baseline: str
     contenders: Mapping[str, Callable[[], float]]
     samples: dict[str, list[float]] = field(default_factory=dict)
+    does: Mapping[str, str] = field(default_factory=dict)
+    target: Target | None = None
+    unit: str = "us/op"
+    group: str = ""
 
     def run(self, rounds: int) -> None:
         """Run every contender ``rounds`` times, interleaved, after one warm-up each."""
         names = list(self.contenders)
         for name in names:
             self.contenders[name]()
+        # What came before is not this one's to search through.
+        gc.collect()
+        gc.freeze()
         self.samples = {name: [] for name in names}
         for turn in range(rounds):
             shift = turn % len(names)
             for name in names[shift:] + names[:shift]:
                 self.samples[name].append(self.contenders[name]())
+        gc.unfreeze()
 
     def seconds(self, name: str) -> float:
         """Median seconds per operation."""
@@ -53,7 +96,7 @@ class Comparison:
         return sorted(own / base for own, base in pairs)
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Contender, microseconds per operation, time ratio with spread, throughput ratio."""
+        """Contender, microseconds per operation, time ratio with spread, throughput ratio, what it does."""
         found = []
         for name in self.contenders:
             ratios = self.ratios(name)
@@ -64,9 +107,40 @@ class Comparison:
                     f"{self.seconds(name) * 1e6:.2f}",
                     f"{middle:.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})",
                     f"{1 / middle:.2f}x",
+                    self.does.get(name, ""),
                 )
             )
         return found
+
+    def as_json(self) -> dict[str, object]:
+        """Everything measured, for programs."""
+        result: dict[str, object] = {
+            "work": self.work,
+            "group": self.group,
+            "baseline": self.baseline,
+            "unit": "s",
+            "contenders": {
+                name: {
+                    "does": self.does.get(name, ""),
+                    "seconds": self.samples[name],
+                    "median": self.seconds(name),
+                    "time_ratios": self.ratios(name),
+                }
+                for name in self.contenders
+            },
+        }
+        if self.target is not None:
+            middle, worst, best = self.target.measured(self)
+            result["target"] = {
+                "contender": self.target.contender,
+                "ratio_of": "time" if self.target.of_time else "throughput",
+                "at_least": self.target.at_least,
+                "median": middle,
+                "worst": worst,
+                "best": best,
+                "met": self.target.met(self),
+            }
+        return result
 
 
 def table(comparisons: Sequence[Comparison]) -> str:
@@ -74,17 +148,40 @@ def table(comparisons: Sequence[Comparison]) -> str:
     lines = []
     for comparison in comparisons:
         lines.append(f"\n{comparison.work}  (baseline: {comparison.baseline})")
-        header = ("", "us/op", "time ratio (min-max)", "throughput")
+        header = ("", comparison.unit, "time ratio (min-max)", "throughput", "")
         rows = [header, *comparison.rows()]
         widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
         lines.extend(
-            "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            "  "
+            + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         )
     return "\n".join(lines)
 
 
 def machine(*packages: str) -> str:
-    """What ran this, for the head of a report."""
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
-    return f"Python {sys.version.split()[0]} on {platform.machine()}, {versions}"
+    """What ran this, for the head of a report: no name of a host, no path."""
+    versions = ", ".join(
+        f"{name} {metadata.version(name)}" for name in packages if _is_installed(name)
+    )
+    return (
+        f"{_processor()}, {os.cpu_count()} cores, {platform.system()}, Python {sys.version.split()[0]} "
+        f"on {platform.machine()}, {versions}"
+    )
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _processor() -> str:
+    description = Path("/proc/cpuinfo")
+    if description.exists():
+        for line in description.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown processor"

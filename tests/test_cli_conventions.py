@@ -7,6 +7,8 @@ import os
 import pty
 import re
 import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from support.command import COMMAND, Operator, commands, environment, sfroute
 from sfroute import Router
 from sfroute.embedded import LocalCluster
 
+ROOT = Path(__file__).parent.parent
 COMMANDS = dict(commands())
 WITHOUT_STORE = {("demo",), ("cluster", "up")}
 """They bring their own."""
@@ -141,6 +144,27 @@ def on_terminal(command: str, variables: dict[str, str]) -> str:
         assert running.wait(10) == 0
     os.close(inner)
     return seen.decode()
+
+
+def test_the_page_on_the_command_is_what_the_program_says() -> None:
+    """Every command with every option; `make docs-cli` writes it."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "cli_sessions.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    page = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
+    for words, command in COMMANDS.items():
+        (section,) = re.findall(
+            rf"^##+ {' '.join(words)}\n(.*?)(?=^##|\Z)", page, re.DOTALL | re.MULTILINE
+        )
+        assert f"$ sfroute {' '.join(words)}" in section
+        own = set(options(command)) - {"--url", "--namespace", "--service", "--json", "--help"}
+        assert [name for name in own if name[0] == "-" and f"`{name}`" not in section] == []
+        assert "Traceback" not in section
+        assert re.search(r"127\.0\.0\.1:(?!16379)", section) is None
 
 
 @pytest.mark.parametrize("shell", ["bash", "fish"])

@@ -115,7 +115,7 @@ def test_keys_of_the_wrong_type_are_found(
     assert done.code == 1
     (finding,) = checks(done)["keys"]["findings"]
     assert finding["severity"] == "error"
-    assert finding["text"].startswith("4 keys of the wrong type: ")
+    assert finding["text"].startswith("keys of the wrong type: 4, such as sf:{")
     assert "delete the key" in finding["remedy"]
     assert "secret" not in done.out + done.err
     shown = told(examine(operator, "--show-uids")["keys"])
@@ -131,7 +131,7 @@ def test_values_that_are_no_pod_ids_are_found(
     execute(sfroute_cluster, link_prefix(ns, "bob"), "HSET", "chat", "99999999999999999999")
     check = examine(operator)["keys"]
     assert check["verdict"] == "error"
-    assert "2 keys hold something that is no pod id" in told(check)
+    assert "keys that hold something that is no pod id: 2, such as " in told(check)
 
 
 def test_disagreements_of_link_and_hash_are_found(
@@ -149,7 +149,7 @@ def test_disagreements_of_link_and_hash_are_found(
     assert check["verdict"] == "warning"
     texts = [finding["text"] for finding in check["findings"]]
     assert texts == [
-        f"1 {words}: {link_key(ns, uid, 'chat')}"
+        f"{words}: 1, such as {link_key(ns, uid, 'chat')}"
         for uid, words in (
             ("unlisted", "persistent links that the uid's hash does not list"),
             ("differs", "persistent links for which the uid's hash names another pod"),

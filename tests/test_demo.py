@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import subprocess
 import sys
@@ -168,13 +169,18 @@ def test_the_tables_show_the_figures() -> None:
     with console.capture() as shown:
         console.print(ALL_WELL.tables())
     text = " ".join(shown.get().split())
-    assert "asyncio │ 2 │ 0 (0 %) │ 0 │ 1.000 │ 500.0 │ 500 │ 0" in text
-    assert "threads │ 2 │ 1 (50 %) │ 1 │ 0.100 │ 2.0 │ 2 │ 0" in text
-    assert "1 │ 1 │ 1 │ 10 │ 1" in text
-    assert (
-        "Primary 127.0.0.1:7000 was killed in the middle; its replica took over after 0.8 s."
-        in text
-    )
+    assert "asyncio 2 0 (0 %) 0 1.000 500.0 500 0" in text
+    assert "threads 2 1 (50 %) 1 0.100 2.0 2 0" in text
+    assert "1 1 1 10 1" in text
+    assert "Primary 127.0.0.1:7000 was killed in the middle." in text
+    assert "Its replica took over after 0.8 s." in text
+
+
+def test_the_figures_are_there_for_programs_too() -> None:
+    fields = json.loads(json.dumps(ALL_WELL.fields()))
+    assert [gateway["router"] for gateway in fields["gateways"]] == ["asyncio", "threads"]
+    assert [pod["pod"] for pod in fields["pods"]] == sorted(pod.pod for pod in ALL_WELL.pods)
+    assert (fields["primary_killed"], fields["failover_seconds"]) == ("127.0.0.1:7000", 0.8)
 
 
 # --- the play

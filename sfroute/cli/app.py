@@ -19,6 +19,8 @@ app = typer.Typer(
     add_completion=True,
     # A mistake of the user is told in a sentence; a mistake of ours gets a plain traceback, fit for a bug report.
     pretty_exceptions_enable=False,
+    # Docstrings are wrapped as the code is; this joins their lines.
+    rich_markup_mode="markdown",
 )
 app.command("route")(route.route)
 app.add_typer(link.app, name="link")

@@ -71,12 +71,10 @@ def drain(
     The pod's state is written as Draining. What its own program makes of that decides:
 
     - A pod with a PodAgent reads the request at its next heartbeat, and reports Draining from then on, until its
-    process ends or --undo. The process itself goes on.
-
+      process ends or `--undo`. The process itself goes on.
     - A pod that sends no heartbeats stays Draining until somebody writes another state.
-
-    - Any other program that goes on reporting Running overwrites the request. The command tells, and exits with 1:
-    such a pod must be drained by its own program.
+    - Any other program that goes on reporting Running overwrites the request. The command tells, and exits with 1: such
+      a pod must be drained by its own program.
 
     Exit code 3: the pod has reported no state, or has stopped.
     """

@@ -25,8 +25,8 @@ __all__ = [
 ]
 
 FLAWS: Final = {
-    "type": "of the wrong type",
-    "value": "hold something that is no pod id",
+    "type": "keys of the wrong type",
+    "value": "keys that hold something that is no pod id",
     "unlisted": "persistent links that the uid's hash does not list",
     "differs": "persistent links for which the uid's hash names another pod",
     "temporary": "temporary links that the uid's hash lists as persistent",

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..common import AsJson, as_json_line
+from ..common import AsJson, as_json_line, show
 from .child import ChildFailed
 from .director import direct
 from .traffic import Traffic
@@ -20,7 +20,6 @@ from .traffic import Traffic
 __all__ = ["demo"]
 
 _T = TypeVar("_T")
-_WIDTH_WITHOUT_TERMINAL = 100
 _INTERRUPTED = 130
 """128 + SIGINT."""
 
@@ -72,10 +71,7 @@ def demo(as_json: AsJson = False) -> None:
     if as_json:
         sys.stdout.write(as_json_line({**outcome.fields(), "broken_promises": broken}))
     else:
-        output = Console()
-        if not output.is_terminal:
-            output = Console(width=_WIDTH_WITHOUT_TERMINAL)
-        output.print(outcome.tables())
+        show(outcome.tables())
     for sentence in broken:
         typer.echo(f"sfroute: {sentence}", err=True)
     if broken:

@@ -89,7 +89,13 @@ class Departures:
 
     def table(self) -> Table:
         """The same for people."""
-        table = Table(title="Pods that leave", title_justify="left")
+        table = Table(
+            title="Pods that leave",
+            title_justify="left",
+            box=None,
+            pad_edge=False,
+            header_style="bold",
+        )
         table.add_column("what happened")
         table.add_column("users", justify="right")
         table.add_column("and then")

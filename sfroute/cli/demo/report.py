@@ -177,7 +177,7 @@ class Outcome:
         return Group(*parts)
 
     def _gateway_table(self) -> Table:
-        table = Table(title="Gateways", title_justify="left")
+        table = _table("Gateways")
         table.add_column("router")
         for heading in (
             "requests",
@@ -201,7 +201,7 @@ class Outcome:
         return table
 
     def _pod_table(self) -> Table:
-        table = Table(title="Pods", title_justify="left")
+        table = _table("Pods")
         for heading in ("pod", "links", "requests", "heartbeats", "missed"):
             table.add_column(heading, justify="right")
         for pod in self.pods:
@@ -219,11 +219,16 @@ class Outcome:
         during, apart = self.during_failover(), self.apart_from_failover()
         errors = sum(len(gateway.errors) for gateway in self.gateways)
         return Text(
-            f"Primary {self.killed} was killed in the middle; its replica took over after {gone:.1f} s.\n"
-            f"Meanwhile {len(during):,} requests were answered, {percentile(during, 50) * 1000:.1f} ms in the "
+            f"Primary {self.killed} was killed in the middle.\nIts replica took over after {gone:.1f} s. "
+            f"Meanwhile {len(during):,} requests were answered,\n{percentile(during, 50) * 1000:.1f} ms in the "
             f"median and {percentile(during, 100) * 1000:,.0f} ms the slowest; errors: {errors}.\n"
             f"Of all other requests the p99 was {percentile(apart, 99) * 1000:.1f} ms."
         )
+
+
+def _table(title: str) -> Table:
+    """Narrow enough for 80 columns."""
+    return Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
 
 
 def _figures(gateway: GatewayReport) -> list[str]:

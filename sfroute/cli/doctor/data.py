@@ -38,7 +38,7 @@ def judge_keys(seen: Keyspace, *, show_uids: bool) -> Check:
         findings.append(
             Finding(
                 "error" if flaw in _ERRORS else "warning",
-                f"{found.count:,} {'keys ' if flaw in _ERRORS else ''}{words}: {listed(names)}",
+                f"{words}: {found.count:,}, such as {listed(names)}",
                 _REMEDIES[flaw] + ("" if show_uids else "; --show-uids names some of them"),
             )
         )

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from conftest import SERVERS
 from test_bad_input import OPERATIONS
 
 from sfroute import (
@@ -26,7 +27,9 @@ from sfroute import (
     SfrouteError,
     StoreUnavailable,
 )
-from sfroute.embedded import LocalCluster
+from sfroute.embedded import LocalCluster, LocalServer
+
+LIVES = 2000
 
 IMPATIENT = RouterConfig(retry=RetryConfig(deadline=0.3, connect_timeout=0.2))
 
@@ -343,3 +346,35 @@ class TestLeavingNothing:
         for _ in range(20):
             await live(cluster.url)
         assert (descriptors(), other_tasks(), len(router_threads())) == before
+
+    @pytest.mark.slow
+    async def test_thousands_of_lives_leave_nothing_here_or_there(
+        self, make_router: Callable[..., Any], server: str, namespace: str
+    ) -> None:
+        def known_here() -> tuple[int, int, int, int, int]:
+            gc.collect()
+            routers = sum(isinstance(each, AsyncRouter) for each in gc.get_objects())
+            loops = sum(isinstance(each, asyncio.AbstractEventLoop) for each in gc.get_objects())
+            # The threads in which this test makes its calls are kept for the next ones.
+            threads = [t for t in threading.enumerate() if not t.name.startswith("asyncio_")]
+            return descriptors(), len(other_tasks()), len(threads), routers, loops
+
+        with LocalServer(server_binary=SERVERS[server]) as single:
+            before = known_here()
+            for number in range(LIVES):
+                if number == 8:  # what is made once for the process is there
+                    before = known_here()
+                router = make_router(single.url)
+                if number % 4 != 0:
+                    await router.set_linked_pod(namespace, "ada", "chat", number)
+                    assert await router.get_linked_pod(namespace, "ada", "chat") == number
+                if number % 4 == 1:
+                    # Closed in the middle of a call.
+                    call = asyncio.ensure_future(router.get_linked_pod(namespace, "bob", "chat"))
+                    await asyncio.sleep(0)
+                    await router.aclose()
+                    await asyncio.gather(call, return_exceptions=True)
+                await router.aclose()
+            assert known_here() == before
+            clients = str(single.execute("CLIENT", "LIST")).splitlines()
+            assert [line for line in clients if "name=sfroute" in line] == []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
+import socket
 import subprocess
 import sys
 import threading
@@ -191,10 +193,14 @@ class TestThreads:
             router.get_linked_pod(namespace, "ada", "chat")
 
 
-def run(program: str, *args: str, timeout: float = 30.0) -> str:
-    """What a program of this folder prints; warnings are errors there, too."""
+def run(program: str, *args: str, timeout: float = 30.0, unclosed: str = "error") -> str:
+    """What a program of this folder prints; warnings are errors there, too.
+
+    ``unclosed``: what is done about warnings of what was not closed.
+    """
+    warnings = ["-W", "error", "-W", f"{unclosed}::ResourceWarning"]
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(PROGRAMS / program), *args],
+        [sys.executable, *warnings, str(PROGRAMS / program), *args],
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -218,6 +224,23 @@ class TestProcesses:
         self, some_server: LocalServer, namespace: str, when: str
     ) -> None:
         assert run("exits.py", some_server.url, namespace, when, timeout=10) == "ok\n"
+
+
+STATES = """
+    made, opening, open, closed, forgotten, looking up, writing, watching, serving as a pod,
+    asyncio made, asyncio opening, asyncio open, asyncio closed, asyncio looking up, asyncio writing,
+    asyncio serving as a pod
+"""
+
+
+@pytest.mark.parametrize("state", re.split(r",\s+", STATES.strip()))
+def test_the_interpreter_ends_in_silence_whatever_a_router_is_doing(
+    some_server: LocalServer, namespace: str, state: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as never_answers:
+        silent = f"redis://127.0.0.1:{never_answers.getsockname()[1]}"
+        where = (some_server.url, silent, namespace)
+        assert run("endings.py", *where, state, timeout=20, unclosed="ignore") == "ok\n"
 
 
 async def test_asyncio_and_threads_share_nothing(single: LocalServer, namespace: str) -> None:

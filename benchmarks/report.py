@@ -66,12 +66,14 @@ class Report:
         costs: what sfroute itself costs.
         seconds: how long it took.
         rounds: turns of each contender.
+        command: what repeats it.
     """
 
     runs: list[Run]
     costs: list[Cost]
     seconds: float
     rounds: int
+    command: str
 
     def machine(self) -> str:
         """What ran it."""
@@ -113,7 +115,7 @@ class Report:
 
     def _json(self) -> dict[str, object]:
         return {
-            "command": "make bench",
+            "command": self.command,
             "machine": self.machine(),
             "rounds": self.rounds,
             "runs": [
@@ -129,7 +131,7 @@ class Report:
         yield ""
         yield "<!-- Written by `make bench`; do not edit. -->"
         yield ""
-        yield "Written by `make bench`, which runs everything below again and rewrites this page."
+        yield f"Written by `{self.command}`, which runs everything below again and rewrites this page."
         yield ""
         yield f"- Machine: {self.machine()}"
         yield f"- Servers: {servers}, each three primaries on the same machine, over loopback"

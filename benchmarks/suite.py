@@ -84,7 +84,9 @@ def main() -> None:
     chosen = [None] if options.quick or options.servers == "embedded" else servers()
     runs = [compare(binary, options, began) for binary in chosen]
     measured = [] if options.only else costs.measure(quick=options.quick)
-    found = report.Report(runs, measured, time.monotonic() - began, options.rounds)
+    arguments = " ".join(sys.argv[1:])
+    command = f'make bench ARGS="{arguments}"' if arguments else "make bench"
+    found = report.Report(runs, measured, time.monotonic() - began, options.rounds, command)
     print(f"\n{found.targets_text()}\n\n{found.costs_text()}")
     if options.quick or options.only or options.no_document:
         print("nothing was written: not a full run")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Final
 
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -38,7 +38,6 @@ def counting(description: str, total: int | None) -> Iterator[Callable[[int], No
         TimeRemainingColumn(),
         console=screen,
         transient=True,
-        disable=not screen.is_terminal,
     )
     task = bar.add_task(description, total=total)
     done, told = 0, time.monotonic()
@@ -52,5 +51,6 @@ def counting(description: str, total: int | None) -> Iterator[Callable[[int], No
             of = "" if total is None else f" of {total:,}"
             screen.print(f"{description}: {done:,}{of}")
 
-    with bar:
+    # Older versions of rich write an empty line for a bar that is not shown.
+    with bar if screen.is_terminal else nullcontext():
         yield more

@@ -1,5 +1,5 @@
 """A hostile or broken server: whatever it sends, nothing is raised into the event loop, nothing hangs, nobody who waits
-is forgotten, and no memory is taken for what is only announced.
+is forgotten, and no memory is taken for what is only announced. And a hostile user, whatever their name.
 
 A few hundred examples here; ``make fuzz MINUTES=10`` looks at the same properties for as long as you like.
 """
@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import hiredis
 import pytest
+import redis.crc
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from support.peer import Peer, bulk
@@ -27,13 +28,21 @@ from sfroute import (
     AsyncRouter,
     CacheConfig,
     CorruptReply,
+    InvalidArgument,
     RetryConfig,
     RouterConfig,
     SfrouteError,
     StoreUnavailable,
 )
 from sfroute.cache import Flight, LookupCache, Waiter
-from sfroute.keys import link_tag
+from sfroute.keys import (
+    check_link_names,
+    link_key,
+    link_prefix,
+    link_tag,
+    operation_key,
+    parse_link_key,
+)
 from sfroute.lane import Lane, Read
 from sfroute.telemetry import Telemetry
 from sfroute.wire import MAX_REPLY_BYTES, Address, Connection, ConnectionLost, Token, WireSettings
@@ -66,8 +75,47 @@ def again(check: Callable[[], None]) -> None:
         print(f"{rounds} rounds; {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MB")
 
 
-PROPERTIES = 4
+PROPERTIES = 5
 """Those that share MINUTES."""
+
+# --- what a user may call themselves
+
+names = st.text(st.characters(), max_size=12) | st.text("{}:a\x00\n\u00e9\ud800sf lk", max_size=12)
+
+
+def test_whatever_names_are_accepted_stay_in_their_key() -> None:
+    @fuzz(500)
+    @given(names, names, names)
+    @example("ns", "a}b", "chat")
+    @example("ns:lk", "a", "chat")
+    @example("ns", "a", "{b}")
+    @example("ns", "a" * 513, "chat")
+    def check(namespace: str, uid: str, service: str) -> None:
+        try:
+            check_link_names(namespace, uid, service)
+        except InvalidArgument:
+            return
+        tag = f"{namespace}:lk:{uid}"
+        for key in (
+            link_key(namespace, uid, service),
+            link_prefix(namespace, uid),
+            operation_key(namespace, uid, "t"),
+        ):
+            # The slot, as the servers count it, is that of this uid in this namespace, whatever the names hold.
+            assert redis.crc.key_slot(key.encode()) == redis.crc.key_slot(tag.encode())
+            assert key.count("{") == key.count("}") == 1
+        # Nobody else's key is the same: the names can be read out of it again.
+        assert parse_link_key(link_key(namespace, uid, service).encode()) == (
+            namespace,
+            uid,
+            service,
+        )
+        assert parse_link_key(link_prefix(namespace, uid).encode()) == (namespace, uid, None)
+        # Nor can a key end a command, or begin one.
+        assert not any(character in tag + service for character in "\r\n\x00")
+
+    again(check)
+
 
 # --- what a server may send
 

@@ -71,29 +71,29 @@ def is_refusal(error: BaseException | None) -> bool:
     return is_refusal(error.__cause__ or error.__context__)
 
 
-def headers_for_pod(connection: HTTPConnection) -> list[tuple[str, str]]:
-    """The client's headers, with the user, where the request came from, and the trace."""
+def headers_for_pod(connection: HTTPConnection) -> list[tuple[bytes, bytes]]:
+    """The client's headers, with the user, where the request came from, and the trace. As bytes: they need be no text
+    of any encoding.
+    """
     # What this program says itself replaces what the client said of it.
-    dropped = NOT_FORWARDED | set(propagate.get_global_textmap().fields)
+    dropped = {*NOT_FORWARDED, *propagate.get_global_textmap().fields}
     headers = [
         (name, value)
-        for name, value in as_text(end_to_end(connection.scope["headers"]))
-        if name not in dropped
+        for name, value in end_to_end(connection.scope["headers"])
+        if name.decode("latin-1") not in dropped
     ]
     came_through = connection.headers.getlist("x-forwarded-for")
     if connection.client is not None:
         came_through.append(connection.client.host)
-    traced: dict[str, str] = {}
-    propagate.inject(traced)
-    return [
-        *headers,
+    own = {
         # Encoded, since a uid may be any text.
-        (UID_HEADER, quote(connection.scope["sfroute"].uid, safe="")),
-        ("x-forwarded-for", ", ".join(came_through)),
-        ("x-forwarded-proto", connection.url.scheme),
-        ("x-forwarded-host", connection.headers.get("host", "")),
-        *traced.items(),
-    ]
+        UID_HEADER: quote(connection.scope["sfroute"].uid, safe=""),
+        "x-forwarded-for": ", ".join(came_through),
+        "x-forwarded-proto": connection.url.scheme,
+        "x-forwarded-host": connection.headers.get("host", ""),
+    }
+    propagate.inject(own)
+    return headers + [(name.encode(), value.encode("latin-1")) for name, value in own.items()]
 
 
 def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
@@ -104,10 +104,6 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, 
         if name == b"connection":
             dropped.update(option.strip().lower() for option in value.split(b","))
     return ((name, value) for name, value in headers if name not in dropped)
-
-
-def as_text(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[str, str]]:
-    return ((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
 
 
 def unavailable() -> Response:

@@ -29,6 +29,10 @@ __all__ = ["HttpProxy"]
 LIMITS = httpx.Limits(max_connections=1000, max_keepalive_connections=200, keepalive_expiry=15.0)
 
 
+class NotRepeatable(Exception):
+    """The pod said that the user is another one's, and the body has been read: only the client can send it again."""
+
+
 class HttpProxy:
     """Forwards requests to the pod that the middleware has put into the scope; an asynchronous context manager."""
 
@@ -47,7 +51,7 @@ class HttpProxy:
         request = Request(scope, receive)
         try:
             response = await self._ask_pod(request)
-        except SfrouteError:
+        except (SfrouteError, NotRepeatable):
             await unavailable()(scope, receive, send)
         except httpx.TimeoutException:
             await PlainTextResponse("the pod did not answer in time\n", 504)(scope, receive, send)
@@ -74,7 +78,7 @@ class HttpProxy:
         await response.aclose()
         await reroute(request, refused=False)
         if has_body(request):
-            return httpx.Response(503, headers={"retry-after": "0"}, text="try again\n")
+            raise NotRepeatable
         return await self._send(request)
 
     async def _send(self, request: Request) -> httpx.Response:

@@ -27,7 +27,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from sfroute import AsyncPodAgent, AsyncRouter, StoreError
+from sfroute import STOPPED, AsyncPodAgent, AsyncRouter, StoreError
 
 UID_HEADER = "x-sfroute-uid"
 MISDIRECTED = 421
@@ -110,9 +110,12 @@ class Pod:
             while True:
                 await websocket.receive_text()
                 if not await self.has(uid):
-                    await websocket.close(1012)
-                    return
+                    break
                 await websocket.send_json(self.count(uid))
+                if self.agent.status == STOPPED:
+                    # Right after an answer: later a message might be on its way, and nobody would know if it counted.
+                    break
+            await websocket.close(1012)  # the user may connect again, and will get another pod
         except StoreError:
             await websocket.close(1013)
         except WebSocketDisconnect:

@@ -25,6 +25,9 @@ from sfroute import SfrouteError
 
 __all__ = ["WebSocketProxy"]
 
+ENDS = (ConnectionClosed, WebSocketDisconnect)
+"""How a side that has gone is noticed."""
+
 
 class WebSocketProxy:
     """Forwards WebSockets to the pod that the middleware has put into the scope."""
@@ -62,11 +65,12 @@ class WebSocketProxy:
 
     async def _dial(self, client: WebSocket) -> ClientConnection:
         url = url_at_pod(client, self._template)
-        # The headers of the handshake are the connection's own: the library makes new ones.
         headers = [
-            (name, value)
+            # The library sends text in UTF-8.
+            (name.decode("latin-1"), value.decode(errors="replace"))
             for name, value in headers_for_pod(client)
-            if not name.startswith("sec-websocket-")
+            # The headers of the handshake are the connection's own: the library makes new ones.
+            if not name.startswith(b"sec-websocket-")
         ]
         with calling(client.scope["sfroute"]):
             return await connect(
@@ -91,16 +95,16 @@ async def deny(client: WebSocket, answer: Response) -> None:
 async def relay(client: WebSocket, pod: ClientConnection) -> None:
     """Pass messages on in both directions until one side closes; then close the other with its code."""
 
-    async def to_pod() -> None:
+    async def to_pod() -> int | None:
         while (message := await client.receive())["type"] != "websocket.disconnect":
             text = message.get("text")
             await pod.send(message["bytes"] if text is None else text)
-        await pod.close(sendable(message.get("code")))
+        code: int | None = message.get("code")
+        return code
 
     async def to_client() -> None:
         async for data in pod:
             await (client.send_text(data) if isinstance(data, str) else client.send_bytes(data))
-        await client.close(sendable(pod.close_code), pod.close_reason)
 
     relays = [asyncio.create_task(to_pod()), asyncio.create_task(to_client())]
     try:
@@ -109,17 +113,20 @@ async def relay(client: WebSocket, pod: ClientConnection) -> None:
         for one in relays:
             one.cancel()
         outcomes = await asyncio.gather(*relays, return_exceptions=True)
+    if pod.close_code is None:
+        code = outcomes[0]
+        await pod.close(sendable(code if isinstance(code, int) else None, lost=1001))
+    else:
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # it may have left meanwhile
+            # Of a pod that was lost the user learns that it is worth while to connect again.
+            await client.close(sendable(pod.close_code, lost=1012), pod.close_reason)
     for outcome in outcomes:
-        if isinstance(outcome, ConnectionClosed):
-            # The pod has gone in the middle: the user may connect again, and will get another one.
-            with contextlib.suppress(WebSocketDisconnect, RuntimeError):
-                await client.close(sendable(pod.close_code))
-        elif isinstance(outcome, Exception) and not isinstance(outcome, WebSocketDisconnect):
+        if isinstance(outcome, Exception) and not isinstance(outcome, ENDS):
             raise outcome
 
 
-def sendable(code: int | None) -> int:
-    """The close code to pass on: some only say that there was none (RFC 6455, 7.4.1)."""
-    if code in (None, 1005):
+def sendable(code: int | None, lost: int) -> int:
+    """The close code to pass on: two of them only say that none came (RFC 6455, 7.4.1)."""
+    if code is None or code == 1005:
         return 1000
-    return 1012 if code == 1006 else code or 1000
+    return lost if code == 1006 else code

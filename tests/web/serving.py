@@ -43,6 +43,9 @@ class Server(uvicorn.Server):
 
     async def main_loop(self) -> None:
         await self.leave.wait()
+        # uvicorn trips over a WebSocket that is just being closed (InvalidState: connection is closing).
+        if self.server_state.tasks:
+            await asyncio.wait(set(self.server_state.tasks), timeout=1)
 
 
 @asynccontextmanager
@@ -58,6 +61,7 @@ async def serving(app: Any, lifespan: Literal["auto", "on", "off"] = "on") -> As
                 lifespan=lifespan,
                 log_level="warning",
                 access_log=False,
+                proxy_headers=False,
                 ws="websockets-sansio",
             )
         )

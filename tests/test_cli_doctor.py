@@ -88,8 +88,8 @@ def test_warnings_alone_are_no_failure_unless_it_is_strict(operator: Operator) -
     # The cluster of these tests has no replicas.
     done = operator("doctor")
     assert done.code == 0
-    assert "has no replica: if it dies, its links are lost" in done.out
-    assert "-> add a replica to it" in done.out
+    assert "if such a primary dies, its links are lost" in done.out
+    assert "-> add a replica to each primary" in done.out
     assert operator("doctor", "--strict").code == 1
 
 
@@ -118,6 +118,13 @@ def test_keys_of_the_wrong_type_are_found(
     assert finding["text"].startswith("keys of the wrong type: 4, such as sf:{")
     assert "delete the key" in finding["remedy"]
     assert "secret" not in done.out + done.err
+    # Links to a service whose states cannot be read are said nothing of.
+    operator.link("grace", 1)
+    operator.router.set_linked_pod(ns, "grace", "game", 1)
+    found = examine(operator)
+    assert "sf:{" + ns + ":state:chat} holds" in told(found["states"])
+    assert "'chat'" not in told(found["links"])
+    assert "1 link of 'game'" in told(found["links"])
     shown = told(examine(operator, "--show-uids")["keys"])
     assert link_key(ns, "secret-ada", "chat") in shown
     assert link_prefix(ns, "secret-bob") in shown
@@ -434,7 +441,7 @@ def test_failed_nodes_and_broken_replication_are_found() -> None:
     )
     assert "the cluster has given up 10.0.0.9:6379" in str(found["servers"])
     assert found["slots"].verdict == "error"
-    assert "is not connected to its primary" in str(found["replicas"])
+    assert "not connected to its primary is 10.0.0.1:2" in str(found["replicas"])
 
 
 def test_a_pod_that_stopped_in_order_is_not_silent() -> None:

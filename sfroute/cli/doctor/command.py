@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from ...config import PlacementConfig
-from ...errors import SfrouteError, StoreError
+from ...errors import StoreError
 from ...keys import check_service_names
 from ...types import Pod
 from ..common import (
@@ -149,11 +149,10 @@ async def _examine_use(request: _Request, store: Store) -> list[Check]:
     if request.keys:
         seen = await _look(store, namespace)
         checks.append(judge_keys(seen, show_uids=request.show_uids))
-    services = await _pods(request, seen)
-    if isinstance(services, Finding):
-        return [*checks, Check("pods", "they could not be read", (services,))]
+    services, unread = await _pods(request, seen)
     links = seen.links if request.keys else None
-    return checks + judge_pods(services, links, request.pod_timeout)
+    checks += judge_pods(services, links, request.pod_timeout)
+    return [*checks, Check("states", "not all could be read", unread)] if unread else checks
 
 
 async def _look(store: Store, namespace: str) -> Keyspace:
@@ -161,18 +160,25 @@ async def _look(store: Store, namespace: str) -> Keyspace:
         return await look_at_keys(store, namespace, progress)
 
 
-async def _pods(request: _Request, seen: Keyspace) -> Mapping[str, Mapping[int, Pod]] | Finding:
+async def _pods(
+    request: _Request, seen: Keyspace
+) -> tuple[Mapping[str, Mapping[int, Pod]], tuple[Finding, ...]]:
+    """The pods of each service, and what there was in the way."""
     names = seen.services | {name for name, _ in seen.links}
     if request.service and not request.keys:
         names.add(request.service)
     found: dict[str, Mapping[int, Pod]] = {}
+    findings: list[Finding] = []
     try:
         async with open_router(request.url, router_config(request.pod_timeout)) as router:
             for name in sorted(names):
-                found[name] = await router.get_pods(request.namespace, name, fresh=True)
-    except SfrouteError as error:
-        return Finding("error", str(error), "see above")
-    return found
+                try:
+                    found[name] = await router.get_pods(request.namespace, name, fresh=True)
+                except StoreError as error:
+                    findings.append(Finding("error", str(error), "see the keys and the rights"))
+    except StoreError as error:
+        findings.append(Finding("error", str(error), "see the servers"))
+    return found, tuple(findings)
 
 
 def _write(checks: list[Check]) -> None:

@@ -138,7 +138,9 @@ def _links(
     findings = []
     lost: Counter[str] = Counter()
     for (service, pod), count in sorted(links.items()):
-        pods = services.get(service) or {}
+        if service not in services:
+            continue  # its states could not be read, which is said elsewhere
+        pods = services[service]
         if not pods:
             lost[service] += count
             continue

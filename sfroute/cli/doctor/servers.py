@@ -104,26 +104,32 @@ def _slots(servers: Sequence[ServerFacts], *, cluster: bool) -> Check:
 
 
 def _replicas(servers: Sequence[ServerFacts]) -> Check:
+    telling = [server for server in servers if server.trouble is None and server.info]
+    alone = [
+        server.address
+        for server in telling
+        if server.primary and not int(server.info.get("connected_slaves", 0))
+    ]
+    apart = [
+        server.address for server in telling if server.info.get("master_link_status", "up") != "up"
+    ]
     findings = []
-    for server in servers:
-        if server.trouble is not None or not server.info:
-            continue
-        if server.primary and not int(server.info.get("connected_slaves", 0)):
-            findings.append(
-                Finding(
-                    "warning",
-                    f"the primary {server.address} has no replica: if it dies, its links are lost",
-                    "add a replica to it",
-                )
+    if alone:
+        findings.append(
+            Finding(
+                "warning",
+                f"no replica has {listed(alone)}: if such a primary dies, its links are lost",
+                "add a replica to each primary",
             )
-        if server.info.get("master_link_status", "up") != "up":
-            findings.append(
-                Finding(
-                    "warning",
-                    f"the replica {server.address} is not connected to its primary",
-                    "see its log; until then it falls behind and should not take over",
-                )
+        )
+    if apart:
+        findings.append(
+            Finding(
+                "warning",
+                f"not connected to its primary is {listed(apart)}",
+                "see its log; until then it falls behind and should not take over",
             )
+        )
     count = sum(not server.primary for server in servers)
     return Check("replicas", counted(count, "replica"), tuple(findings))
 
@@ -132,26 +138,29 @@ def _versions(servers: Sequence[ServerFacts]) -> Check:
     known = [server for server in servers if server.version]
     if not known:
         return Check("versions", "no server tells its version (INFO)", skipped=True)
+    products: dict[str, list[ServerFacts]] = {}
+    for server in sorted(known, key=lambda server: server.product):
+        products.setdefault(server.product, []).append(server)
     findings = []
-    for server in known:
-        if server.version[:2] < OLDEST:
+    for product, those in products.items():
+        where = listed([server.address for server in those])
+        if those[0].version[:2] < OLDEST:
             findings.append(
                 Finding(
                     "error",
-                    f"{server.address} is {server.product}",
-                    "upgrade it: sfroute is tested with 7.0 and later",
+                    f"{product} at {where} is too old",
+                    "upgrade: sfroute is tested with Redis 6.2, 7.0 and Valkey",
                 )
             )
-        elif server.version[:2] < TRACKING_SINCE:
+        elif those[0].version[:2] < TRACKING_SINCE:
             findings.append(
                 Finding(
                     "warning",
-                    f"{server.address} is {server.product}, which cannot push what changes: "
+                    f"{product} at {where} cannot push what changes: "
                     "answers are cached for half a second only",
-                    "upgrade it to Redis 7.0 or Valkey",
+                    "upgrade to Redis 7.0 or Valkey",
                 )
             )
-    products = sorted({server.product for server in known})
     if len(products) > 1:
         findings.append(
             Finding(
@@ -160,7 +169,7 @@ def _versions(servers: Sequence[ServerFacts]) -> Check:
                 "finish the upgrade",
             )
         )
-    return Check("versions", listed(products), tuple(findings))
+    return Check("versions", listed(list(products)), tuple(findings))
 
 
 def _clocks(servers: Sequence[ServerFacts], pod_timeout: float) -> Check:

@@ -362,10 +362,10 @@ async def bulk_invalidation(url: str, entries: int, rounds: int) -> list[Cost]:
         before = cache.counts.dropped
         connection = lane.channel.connection
         assert connection is not None
-        began = time.perf_counter()
+        began = time.thread_time()
         for start in range(0, len(pushes), READ_BYTES):
             connection.data_received(pushes[start : start + READ_BYTES])
-        samples.append(1000 * (time.perf_counter() - began))
+        samples.append(1000 * (time.thread_time() - began))
         assert cache.counts.dropped - before == 1000
         for number in numbers:
             fill(cache, lane, number, 1)

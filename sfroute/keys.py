@@ -33,6 +33,7 @@ __all__ = [
     "check_service_names",
     "check_uid_names",
     "link_key",
+    "link_key_parts",
     "link_prefix",
     "link_tag",
     "operation_key",
@@ -224,17 +225,26 @@ def operation_key(namespace: str, uid: str, token: str) -> str:
 
 def parse_link_key(key: bytes) -> LinkKey | None:
     """The inverse of ``link_key`` and ``link_prefix``; None for any other key."""
+    parts = link_key_parts(key)
+    if parts is None:
+        return None
+    return LinkKey(*parts) if len(parts) == 3 else LinkKey(*parts, None)
+
+
+def link_key_parts(key: bytes) -> tuple[str, str, str] | tuple[str, str] | None:
+    """Namespace and uid, and the service if the key names one; None for a key that is no link's.
+
+    Every push of an invalidation comes by here: two cuts, and no named tuple.
+    """
     try:
-        text = key.decode()
+        head, brace, service = key.decode().partition("}")
     except UnicodeDecodeError:
         return None
-    if not text.startswith("sf:{"):
+    start, _, uid = head.partition(":lk:")
+    namespace = start[4:]
+    if not (brace and uid and namespace and start.startswith("sf:{")) or ":" in namespace:
         return None
-    tag, brace, service = text[4:].partition("}")
-    namespace, _, rest = tag.partition(":")
-    if not brace or not namespace or not rest.startswith("lk:") or len(rest) == 3:
-        return None
-    return LinkKey(namespace, rest[3:], service or None)
+    return (namespace, uid, service) if service else (namespace, uid)
 
 
 def slot_of(key: str | bytes) -> int:

@@ -15,11 +15,11 @@ from math import inf
 from typing import Final, Protocol, cast
 
 from . import replies
-from .cache import CacheKey, Epoch, Flight, LookupCache, Value, Waiter
+from .cache import Epoch, Flight, LookupCache, Value, Waiter
 from .channel import Channel, Request
 from .config import RouterConfig
 from .errors import CorruptReply
-from .keys import parse_link_key, tagged_link_key
+from .keys import link_key_parts, tagged_link_key
 from .telemetry import ClientRecord, Telemetry
 from .telemetry.records import time_ns
 from .types import LaneStats
@@ -192,7 +192,7 @@ class Lane:
             self.cache.detach_flights()
         elif isinstance(keys, list):
             for key in keys:
-                cached = _cache_key(key)
+                cached = link_key_parts(key) if isinstance(key, bytes) else None
                 if cached is not None:
                     self.cache.invalidated(cached)
 
@@ -202,14 +202,6 @@ class Lane:
         self.epoch.end()
         self._report_invalidations()
         self._telemetry.lane_down(self.address)
-
-
-def _cache_key(key: object) -> CacheKey | None:
-    parsed = parse_link_key(key) if isinstance(key, bytes) else None
-    if parsed is None:
-        return None
-    namespace, uid, service = parsed
-    return (namespace, uid) if service is None else (namespace, uid, service)
 
 
 class Read(Request):

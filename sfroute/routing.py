@@ -246,11 +246,10 @@ class Routes:
     ) -> Link:
         """One script; again only if the link turns out to be at a pod that is gone and that was not listed.
 
-        ``lost``: the gone pod of the link, by a view that was asked for just now.
+        ``lost``: the gone pod of the link, as it was looked up.
         """
         policy, exclude = terms.policy or self._policy, terms.exclude
-        listed = set(exclude)
-        asked_again = lost is not None
+        listed, asked_again = set(exclude), False
         if lost is not None:
             listed.update((lost, *islice(view.gone, MAX_GONE)))
         for _ in range(MAX_ROUNDS):
@@ -272,12 +271,13 @@ class Routes:
         raise self._nobody(link, view, exclude)
 
     async def _view_now(self, link: _LinkName) -> ServiceView | None:
-        """The pods asked for now; None if nothing can be known of them."""
-        parts = await self._engine.opened()
+        """The pods asked for now; None if nothing newer can be known of them."""
+        parts, began = await self._engine.opened(), self._engine.clock()
         try:
-            return await parts.views.get_soon(link[0], link[2], fresh=True)
+            view = await parts.views.get_soon(link[0], link[2], fresh=True)
         except StoreError:
             return None
+        return view if view is not None and view.read_at >= began else None
 
     @staticmethod
     def _nobody(link: _LinkName, view: ServiceView, exclude: Collection[int]) -> NoRoutablePod:

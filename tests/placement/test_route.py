@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import redis.cluster
-from conftest import AwaitableRouter
+from conftest import AwaitableRouter, make_raw
 from observe import commands
 from program import LinkProgram, StateProgram
 
@@ -419,6 +419,32 @@ class TestOldViews:
     ) -> None:
         link = await late.route(namespace, *ADA, policy=Meanwhile(lambda: ada.set_link(pod)))
         assert (link.pod, link.source, ada.pod()) == (1, "moved", "1")
+
+    async def test_while_the_pods_cannot_be_read_a_link_at_an_unknown_pod_stays(
+        self, some_cluster: LocalCluster, make_router: Callable[..., Any], namespace: str
+    ) -> None:
+        node = some_cluster.primary_of(state_key(namespace, "chat"))
+        uid = next(
+            uid
+            for uid in (f"u{number}" for number in range(300))
+            if some_cluster.primary_of(link_key(namespace, uid, "chat")) is not node
+        )
+        raw, router = make_raw(some_cluster), make_router(some_cluster.url)
+        link = LinkProgram(raw, namespace, uid, "chat")
+        for pod, status in [(1, "Running"), (7, "Stopped")]:
+            await router.set_service_state(namespace, "chat", pod, status)
+        assert set(await router.get_pods(namespace, "chat")) == {1, 7}
+        link.set_link(7)
+        some_cluster.pause(node)
+        try:
+            # Somebody who could read them has moved it meanwhile.
+            moved = Meanwhile(lambda: link.set_link(9))
+            routed = await router.route(namespace, uid, "chat", policy=moved)
+        finally:
+            some_cluster.resume(node)
+        assert (routed.pod, routed.source, link.pod()) == (9, "store", "9")
+        await router.aclose()
+        raw.close()
 
 
 class TestCost:

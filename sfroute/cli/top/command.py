@@ -83,6 +83,9 @@ async def _show(
     live = None
     async with contextlib.AsyncExitStack() as stack:
         router = await stack.enter_async_context(open_router(url, router_config(pod_timeout)))
+        if count is not None:
+            # Whoever counts the looks wants them complete.
+            await watcher.count_links_once()
         background = [
             asyncio.create_task(_listen(router, namespace, service, events)),
             asyncio.create_task(watcher.count_links()),
@@ -90,9 +93,6 @@ async def _show(
         stack.push_async_callback(_end, background)
         if screen.is_terminal and not as_json:
             live = stack.enter_context(Live(console=screen, screen=True, auto_refresh=False))
-        if count is not None:
-            # Whoever counts the looks wants them complete.
-            await watcher.count_links_once()
         looks = 0
         while True:
             frame = await watcher.look(router)

@@ -186,7 +186,9 @@ class Watcher:
             return found
 
     async def count_links(self) -> None:
-        """Count them for ever."""
+        """Count them for ever; at once if they have not been counted."""
+        if self._links is not None:
+            await asyncio.sleep(self._links_every)
         while True:
             began = time.monotonic()
             await self.count_links_once()

@@ -22,6 +22,7 @@ from sfroute import DRAINING, RUNNING, AsyncPodAgent, AsyncRouter, PodAgent, Rou
 from sfroute.cli.drain import asked_state, taken_up
 from sfroute.cli.top.facts import Counters, rates
 from sfroute.embedded import LocalCluster, LocalServer
+from sfroute.states import asked_to_drain
 
 QUICK = 0.1
 """Seconds between heartbeats."""
@@ -139,6 +140,13 @@ async def test_what_an_agent_does_itself_is_not_undone_by_a_request(
         draining.cancel()
 
 
+def test_a_process_that_begins_anew_does_not_drain_for_the_one_before(operator: Operator) -> None:
+    operator.report(3, '{"status":"Draining","drain":true}')
+    with agent(operator, 3) as speaker:
+        wait_for(lambda: "at" in json.loads(operator("state", "get", "3").out.split("\t")[1]))
+        assert speaker.status == RUNNING
+
+
 def test_a_pod_that_sends_no_heartbeat_stays_draining(operator: Operator) -> None:
     operator.report(3)
     done = operator("drain", "3", "--seconds", "0.3")
@@ -185,6 +193,23 @@ def test_a_request_keeps_the_stamp_so_that_a_dead_pod_goes_on_looking_dead() -> 
     for plain in ("Running", "0.5-1700000000000-1", "[1]", '{"status":'):
         assert asked_state(plain, undo=False) == "Draining"
         assert not taken_up(plain, undo=False)
+
+
+@pytest.mark.parametrize(
+    ("state", "asked"),
+    [
+        ('{"drain":true}', True),
+        ('{"status":"Running","drain":false}', False),
+        ('{"status":"Draining"}', None),
+        ('{"drain":1}', None),
+        ("[true]", None),
+        ("Draining", None),
+        ("", None),
+        ("[" * 100_000, None),
+    ],
+)
+def test_only_a_plain_yes_or_no_is_a_request(state: str, asked: bool | None) -> None:
+    assert asked_to_drain(state) is asked
 
 
 # --- evacuate

@@ -235,7 +235,7 @@ async def _others(
 ) -> list[Node]:
     """Servers that CLUSTER SLOTS leaves out: replicas that have received nothing yet, primaries without slots."""
     try:
-        reply = await client(asked).execute_command("CLUSTER", "NODES")  # type: ignore[no-untyped-call]
+        reply: Any = await client(asked).execute_command("CLUSTER", "NODES")  # type: ignore[no-untyped-call]
     except NODE_ERRORS:
         return []
     found = []

@@ -11,7 +11,8 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line and exit the process.
 
-    Exit codes: 0 done, 1 something failed, 2 called wrongly, 130 interrupted, 141 the reader of the output went away.
+    Exit codes: 0 done, 1 something failed, 2 called wrongly, 3 the answer is no, 130 interrupted, 141 the reader of the
+    output went away.
     """
     missing = [name for name in ("typer", "rich") if importlib.util.find_spec(name) is None]
     if missing:

@@ -40,13 +40,10 @@ MAX_REPLY_BYTES: Final = 64 * 2**20
 broken.
 """
 
-_HUGE_LIST: Final = re.compile(rb"\n[*>~|][0-9]{7}")
-"""The header of a list, push, set or attribute of a million elements or more. hiredis takes the memory for all of them
-when it reads the header: a thousand million stop the process for half a minute. No reply here is that long. No uid can
-look like this, since no key begins with it; a state or a service that begins so is taken for one."""
-
-_HEADER_BYTES: Final = 8
-"""As many before the last byte of such a header."""
+_HUGE_LIST: Final = re.compile(rb"[*>~|](?:[0-9]{7}|[0-9]{0,6}\Z)")
+"""The header of a list, push, set or attribute of a million elements or more, its beginning where the data end, or a text
+like one. hiredis takes the memory for all elements when it reads the header: a thousand million cost gigabytes, and stop
+the process for half a minute. No reply here is that long."""
 
 READ_BYTES: Final = 8 * 1024
 """The most that is read, parsed and handed over in one turn of the event loop: a hundred pushes, or the answers to six
@@ -161,8 +158,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._unparsed = 0
-        # A header begins a line; the first one, the connection.
-        self._tail = b"\n"
+        self._held = b""
         self._lost: ConnectionLost | None = None
         self.server_version: tuple[int, ...] = ()
 
@@ -251,18 +247,37 @@ class Connection(asyncio.BufferedProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse all that is whole, and hand it over in wire order."""
-        receiver = self._receiver
-        tokens = self._tokens
-        if self._announces_too_much(data):
-            self._fail("the server announced a reply of a million elements or more")
-            return
-        reader = self._reader
+        if self._held:
+            data, self._held = self._held + data, b""
+        # Most of what arrives has none of these; to look for them costs a twentieth of the search.
+        if b"*" in data or b">" in data or b"~" in data or b"|" in data:
+            taken = 0
+            for found in _HUGE_LIST.finditer(data):
+                place = found.start()
+                if found.end() - place < 8:
+                    # Nothing whole ends here, so nobody waits for it.
+                    self._held, data = data[place:], data[:place]
+                    break
+                # What is before it tells a header from a text: in the middle of a text something is left to parse.
+                if not self._take(data[taken:place]):
+                    return
+                taken = place
+                if not self._reader.has_data():
+                    self._fail("the server announced a reply of a million elements or more")
+                    return
+            data = data[taken:]
+        if self._take(data):
+            self._receiver.on_read()
+
+    def _take(self, data: bytes) -> bool:
+        """Hand over what is whole by now; False if that was the end."""
+        reader, receiver, tokens = self._reader, self._receiver, self._tokens
         try:
             reader.feed(data)
             self._unparsed += len(data)
             while (reply := reader.gets()) is not _NOTHING:
                 if self._lost is not None:
-                    return  # closed by what a receiver just did: later data is nobody's
+                    return False  # closed by what a receiver just did: later data is nobody's
                 self._unparsed = 0
                 if type(reply) is hiredis.PushNotification:
                     receiver.on_push(reply)
@@ -273,20 +288,11 @@ class Connection(asyncio.BufferedProtocol):
         except (hiredis.HiredisError, TypeError, MemoryError) as error:
             # TypeError: a map whose key is a list. The text may echo what the peer sent.
             self._fail(f"the server broke the protocol ({type(error).__name__})")
-            return
+            return False
         if self._unparsed > MAX_REPLY_BYTES:
             self._fail(f"the server sent a reply of more than {MAX_REPLY_BYTES} bytes")
-            return
-        receiver.on_read()
-
-    def _announces_too_much(self, data: bytes) -> bool:
-        # The header may be split between chunks, however small they are.
-        seen = self._tail + data
-        self._tail = seen[-_HEADER_BYTES:]
-        # Most of what arrives has none of these; to look for them costs a twentieth of the search.
-        if b"*" in seen or b">" in seen or b"~" in seen or b"|" in seen:
-            return _HUGE_LIST.search(seen) is not None
-        return False
+            return False
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the receiver, once."""

@@ -97,6 +97,15 @@ types: venv ## check the types: mypy --strict everywhere, pyright on the public 
 docs-cli: venv ## write docs/reference/cli.md anew: the options of every command, and a session really run
 	$(BIN)/python docs/cli_sessions.py
 
+AUDIT := .cache/venv-audit/bin
+
+# --strict: a package of which the service of advisories knows nothing has not been looked at, and is a failure.
+.PHONY: audit
+audit: venv ## look up the dependencies among known vulnerabilities (needs the network: not part of ci)
+	@[[ -x $(AUDIT)/pip-audit ]] || { $(BIN)/python -m venv .cache/venv-audit && $(AUDIT)/pip install -qq pip-audit; }
+	$(AUDIT)/pip-audit --strict --progress-spinner off --no-deps --disable-pip -r constraints/dev.txt
+	$(AUDIT)/pip-audit --strict --progress-spinner off --no-deps --disable-pip -r constraints/lowest.txt
+
 .PHONY: build
 build: venv ## build the wheel and the sdist into dist/
 	rm -rf dist

@@ -42,8 +42,8 @@ broken.
 
 _HUGE_LIST: Final = re.compile(rb"[*>~|](?:[0-9]{7}|[0-9]{0,6}\Z)")
 """The header of a list, push, set or attribute of a million elements or more, its beginning where the data end, or a
-text like one. hiredis takes the memory for all elements when it reads the header: a thousand million cost gigabytes, and
-stop the process for half a minute. No reply here is that long."""
+text like one. hiredis takes the memory for all elements when it reads the header: a thousand million cost gigabytes,
+and stop the process for half a minute. No reply here is that long."""
 
 READ_BYTES: Final = 8 * 1024
 """The most that is read, parsed and handed over in one turn of the event loop: a hundred pushes, or the answers to six

@@ -40,10 +40,14 @@ MAX_REPLY_BYTES: Final = 64 * 2**20
 broken.
 """
 
-_HUGE_LIST: Final = re.compile(rb"[*>~|](?:[0-9]{7}|[0-9]{0,6}\Z)")
-"""The header of a list, push, set or attribute of a million elements or more, its beginning where the data end, or a
+_LONG_LIST: Final = re.compile(rb"[*>~|](?:[0-9]{5,7}|[0-9]*\Z)")
+"""The header of a list, push, set or attribute of ten thousand elements or more, its beginning where the data end, or a
 text like one. hiredis takes the memory for all elements when it reads the header: a thousand million cost gigabytes,
-and stop the process for half a minute. No reply here is that long."""
+and stop the process for half a minute; so do hundreds of lists of a million, each in the one before."""
+
+ELEMENT_BYTES: Final = 72
+"""Each element of such a list counts for so many bytes of its reply, arrived or not. So a million are too
+much; the longest honest list, of the states of ten thousand pods, has 30,001."""
 
 READ_BYTES: Final = 8 * 1024
 """The most that is read, parsed and handed over in one turn of the event loop: a hundred pushes, or the answers to six
@@ -252,9 +256,9 @@ class Connection(asyncio.BufferedProtocol):
         # Most of what arrives has none of these; to look for them costs a twentieth of the search.
         if b"*" in data or b">" in data or b"~" in data or b"|" in data:
             taken = 0
-            for found in _HUGE_LIST.finditer(data):
-                place = found.start()
-                if found.end() - place < 8:
+            for found in _LONG_LIST.finditer(data):
+                place, end = found.span()
+                if end == len(data) and end - place < 8:
                     # Nothing whole ends here, so nobody waits for it.
                     self._held, data = data[place:], data[:place]
                     break
@@ -263,8 +267,10 @@ class Connection(asyncio.BufferedProtocol):
                     return
                 taken = place
                 if not self._reader.has_data():
-                    self._fail("the server announced a reply of a million elements or more")
-                    return
+                    self._unparsed += int(data[place + 1 : end]) * ELEMENT_BYTES
+                    if self._unparsed > MAX_REPLY_BYTES:
+                        self._fail("the server announced a reply of a million elements or more")
+                        return
             data = data[taken:]
         if self._take(data):
             self._receiver.on_read()

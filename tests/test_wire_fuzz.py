@@ -366,6 +366,20 @@ def test_a_list_of_millions_is_not_waited_for(kind: bytes, size: int, before: by
     assert followed.closed
 
 
+@pytest.mark.parametrize("kind", [b"*", b">", b"~", b"|"])
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_nor_are_many_long_ones_in_one(kind: bytes, size: int) -> None:
+    stream = (kind + b"50000\r\n") * 20
+    followed = converse([stream[at : at + size] for at in range(0, len(stream), size)], 3)
+    assert followed.closed
+
+
+def test_long_ones_one_after_the_other_are_fine() -> None:
+    one = b"*60000\r\n" + b":1\r\n" * 60_000
+    followed = converse([one[:9], one[9:] + one * 29], 30)
+    assert (len(followed.told), followed.closed) == (30, False)
+
+
 @pytest.mark.parametrize("name", [b">1234567", b"*1234567", b"~1234567", b"a|1234567", b"$9999999"])
 def test_a_name_that_looks_like_one_closes_nothing(name: bytes) -> None:
     """Nor a state, nor a name of which only the beginning has arrived."""
@@ -389,8 +403,8 @@ sys.path.insert(0, {tests!r})
 from test_wire_fuzz import converse
 before = resource.getrusage(resource.RUSAGE_SELF)
 for kind in b"*>%~|$=(!?":
-    for size in (b"999999", b"1000000", b"99999999", b"4294967295", b"9223372036854775807"):
-        for depth in (1, 5):
+    for size in (b"9999", b"99999", b"999999", b"1000000", b"99999999", b"4294967295", b"9223372036854775807"):
+        for depth in (1, 5, 300):
             converse([(bytes([kind]) + size + b"\\r\\n") * depth, b":1\\r\\n" * 10], 3)
 after = resource.getrusage(resource.RUSAGE_SELF)
 print(after.ru_maxrss - before.ru_maxrss, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)

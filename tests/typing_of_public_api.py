@@ -26,6 +26,15 @@ from sfroute import (
     StoreError,
     TrySetResult,
 )
+from sfroute.asgi import (
+    ASGIApp,
+    CookieUid,
+    HeaderUid,
+    PathUid,
+    Routed,
+    SfrouteMiddleware,
+    UidExtractor,
+)
 
 
 def making(client: RedisCluster, node: redis.Redis, url: str) -> None:
@@ -121,3 +130,22 @@ def mistakes(router: Router) -> None:
     router.set_linked_pod("n", "u", "s", "0")  # type: ignore[arg-type]
     router.set_linked_pod("n", "u", "s", 0, 1.5)  # type: ignore[arg-type]
     router.set_linked_pod_if_absent("n", "u", "s", 0, -1, True)  # type: ignore[call-arg]
+
+
+def gateways(app: ASGIApp, router: AsyncRouter, url: str) -> None:
+    uid: UidExtractor = HeaderUid("x-user-id")
+    assert_type(uid({}), str | None)
+    SfrouteMiddleware(app, router=router, namespace="n", service="s", uid=CookieUid("uid"))
+    SfrouteMiddleware(
+        app,
+        router=lambda: AsyncRouter.from_url(url),
+        namespace="n",
+        service="s",
+        uid=PathUid("/u/{uid}"),
+    )
+
+
+async def gateways_async(routed: Routed) -> None:
+    assert_type(routed.pod, int)
+    assert_type(routed.link, Link)
+    assert_type(await routed.reroute(exclude=[routed.pod]), Routed)

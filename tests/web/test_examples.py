@@ -93,6 +93,8 @@ async def test_the_worker_on_asyncio(sfroute_cluster: LocalCluster) -> None:
 def test_the_client_of_grpc() -> None:
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / "grpc_client.py")],
+        # The library tells of a server that stops, or not, as it happens.
+        env={**os.environ, "GRPC_VERBOSITY": "ERROR"},
         capture_output=True,
         text=True,
         check=False,

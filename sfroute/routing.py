@@ -258,7 +258,13 @@ class Routes:
                 link, terms.persist_seconds, listed, ranked
             )
             if outcome == b"none" or owner is None:
-                break
+                # The view may have grown old on its way, or while its caller waited for a turn.
+                grew_old = not ranked and view.takers(exclude, view.read_at)
+                newer = await self._view_now(link) if grew_old else None
+                if newer is None:
+                    break
+                view = newer
+                continue
             if outcome != b"kept" or view.keeps(owner):
                 return self._placed(link, outcome, owner, persistent)
             if not asked_again:
@@ -279,9 +285,12 @@ class Routes:
             return None
         return view if view is not None and view.read_at >= began else None
 
-    @staticmethod
-    def _nobody(link: _LinkName, view: ServiceView, exclude: Collection[int]) -> NoRoutablePod:
-        rejected = dict.fromkeys(view.pods, "not proposed by the policy")
+    def _nobody(
+        self, link: _LinkName, view: ServiceView, exclude: Collection[int]
+    ) -> NoRoutablePod:
+        rejected = dict.fromkeys(view.pods, "not heard of for too long")
+        for pod in view.takers(exclude, self._engine.clock()):
+            rejected[pod.id] = "not proposed by the policy"
         rejected.update(rejections(view.pods, view.gone, exclude))
         return NoRoutablePod(link[0], link[2], rejected)
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import pickle
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -25,7 +26,9 @@ from sfroute import (
     Link,
     NoRoutablePod,
     PlacementConfig,
+    PodAgent,
     RetryConfig,
+    Router,
     RouterConfig,
     StoreUnavailable,
 )
@@ -629,3 +632,29 @@ class TestWithoutTheStatesPrimary:
         print(f"\n  {len(times)} routes meanwhile: slowest {times[-1] * 1000:.0f} ms")
         assert times[-1] < 1.0
         assert times[len(times) * 99 // 100] < 0.1
+
+
+class Slow:
+    """A policy that holds up the event loop for longer than a pod may be silent."""
+
+    SECONDS = 0.7
+
+    def rank(self, uid: str, candidates: Sequence[Candidate]) -> list[int]:
+        time.sleep(self.SECONDS)
+        return [candidate.id for candidate in candidates]
+
+
+async def test_pods_are_asked_for_again_when_their_view_grew_old_while_a_caller_waited(
+    namespace: str,
+) -> None:
+    config = RouterConfig(placement=PlacementConfig(pod_view_max_age=0.2, pod_timeout=0.6))
+    with (
+        LocalServer() as server,
+        Router.from_url(server.url) as direct,
+        PodAgent(direct, namespace, "chat", 1, heartbeat=0.1),
+    ):
+        async with AsyncRouter.from_url(server.url, config=config) as router:
+            links = await asyncio.gather(
+                *(router.route(namespace, f"u{n}", "chat", policy=Slow()) for n in range(3))
+            )
+            assert [link.pod for link in links] == [1, 1, 1]

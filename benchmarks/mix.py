@@ -30,6 +30,9 @@ CALM, BUSY = 2000, 8000
 AT_ONCE = 64
 # The share of a round in which the caches fill up, and nothing is measured.
 WARM_UP = 0.25
+# A loop that waits for the next request by turning takes a whole core. A turn in which the machine gave it less than this
+# measures what else ran there, in a percentile above all: it is taken again, so many times at most.
+UNDISTURBED, TRIES = 0.95, 4
 
 Request = Callable[[str, bool], Awaitable[None]]
 
@@ -72,9 +75,14 @@ def comparisons(setting: Setting) -> list[Comparison]:
 
     def tail(rate: int, request: Request, fast: bool) -> Callable[[], float]:
         def work() -> float:
-            due = traffic.requests(rate, seconds)
-            times = setting.run(_drive(request, due, seconds * WARM_UP), fast=fast)
-            return times[int(len(times) * 0.99)]
+            found = []
+            for _ in range(TRIES):
+                due = traffic.requests(rate, seconds)
+                share, times = setting.run(_drive(request, due, seconds * WARM_UP), fast=fast)
+                found.append((share, times[int(len(times) * 0.99)]))
+                if share >= UNDISTURBED:
+                    break
+            return max(found)[1]
 
         return work
 
@@ -94,8 +102,9 @@ def comparisons(setting: Setting) -> list[Comparison]:
 
 async def _drive(
     request: Request, due: list[tuple[float, str, bool]], warm_up: float
-) -> list[float]:
-    """Every request at its time; how long each took that was due after ``warm_up``, sorted."""
+) -> tuple[float, list[float]]:
+    """Every request at its time. The share of a core that was had, and how long each took that was due after
+    ``warm_up``, sorted."""
     took: list[float] = []
     clock = time.perf_counter
 
@@ -106,14 +115,14 @@ async def _drive(
 
     # A loop that stood still while others had their turn has heartbeats to make up for.
     await asyncio.sleep(0.05)
-    began = clock()
+    began, had = clock(), time.thread_time()
     async with asyncio.TaskGroup() as group:
         for at, uid, write in due:
             # No timer: those of event loops are a millisecond coarse, which is more than what is measured.
             while clock() - began < at:  # noqa: ASYNC110
                 await asyncio.sleep(0)
             group.create_task(one(began + at, uid, write))
-    return sorted(took)
+    return (time.thread_time() - had) / (clock() - began), sorted(took)
 
 
 def _by_hand(peer: AsyncPeer) -> Request:

@@ -30,9 +30,9 @@ CALM, BUSY = 2000, 8000
 AT_ONCE = 64
 # The share of a round in which the caches fill up, and nothing is measured.
 WARM_UP = 0.25
-# A loop that waits for the next request by turning takes a whole core. A turn in which the machine gave it less than this
-# measures what else ran there, in a percentile above all: it is taken again, so many times at most.
-UNDISTURBED, TRIES = 0.95, 4
+# A loop that waits for the next request by turning takes a whole core. A turn in which the machine gave it less than
+# this measures what else ran there, in a percentile above all: it is taken again, so many times at most.
+UNDISTURBED, TRIES = 0.95, 2
 
 Request = Callable[[str, bool], Awaitable[None]]
 

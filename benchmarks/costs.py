@@ -23,7 +23,7 @@ from contenders import NAMESPACE, SERVICE, key_of
 from redis.cluster import RedisCluster
 
 import sfroute
-from sfroute.cache import LookupCache
+from sfroute.cache import Flight, LookupCache
 from sfroute.embedded import LocalCluster
 from sfroute.lane import Lane
 from sfroute.wire import READ_BYTES
@@ -127,7 +127,7 @@ def fill(cache: LookupCache, lane: Lane, first: int, count: int) -> None:
     now = time.monotonic()
     epoch = lane.epoch
     for number in range(first, first + count):
-        flight = cache.open((NAMESPACE, uid_of(number), SERVICE), now + 5)
+        flight = cache.open(Flight((NAMESPACE, uid_of(number), SERVICE), now + 5))
         cache.land(flight, number % 7, None, now, epoch, storable=True)
 
 
@@ -158,7 +158,7 @@ def print_memory(entries: int) -> None:
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     for number in range(entries):
-        flight = cache.open((NAMESPACE, uid_of(number), SERVICE), now + 5)
+        flight = cache.open(Flight((NAMESPACE, uid_of(number), SERVICE), now + 5))
         # Each answer has its own time, as in life.
         cache.land(flight, number % 7, None, now + number * 1e-6, epoch, storable=True)
     gc.collect()
@@ -176,7 +176,7 @@ def growth(entries: int, rounds: int) -> Iterator[Cost]:
         epoch = sfroute.cache.Epoch(3600.0, 1e12)  # type: ignore[attr-defined]
         now = time.monotonic()
         for number in range(size):
-            flight = cache.open((NAMESPACE, uid_of(number), SERVICE), now + 5)
+            flight = cache.open(Flight((NAMESPACE, uid_of(number), SERVICE), now + 5))
             cache.land(flight, number % 7, None, now, epoch, storable=True)
         routers[size] = router
     gc.collect()

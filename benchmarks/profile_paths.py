@@ -32,7 +32,7 @@ from harness import machine
 from report import markdown
 
 import sfroute
-from sfroute.cache import Epoch
+from sfroute.cache import Epoch, Flight
 from sfroute.embedded import LocalCluster
 from sfroute.wire import READ_BYTES
 
@@ -155,7 +155,7 @@ def offline(path: str, operations: int) -> None:
     keys = [(NAMESPACE, uid_of(number), SERVICE) for number in range(1000)]
 
     def store(key: tuple[str, str, str]) -> None:
-        cache.land(cache.open(key, now + 5), 1, None, now, epoch, storable=True)
+        cache.land(cache.open(Flight(key, now + 5)), 1, None, now, epoch, storable=True)
 
     for key in keys:
         store(key)

@@ -72,21 +72,18 @@ class DurableCall(Call):
             self.end(TooFewAcks(count, late=count >= self._wanted))
 
 
-class _Wait(Request):
+class _Wait:
     """The WAIT behind a batch of writes."""
 
-    __slots__ = ("_calls", "_clock")
+    __slots__ = ("_calls", "_clock", "_sent_at")
 
-    def __init__(
-        self, payload: bytes, calls: list[DurableCall], clock: Callable[[], float]
-    ) -> None:
-        super().__init__(payload, 1)
+    def __init__(self, calls: list[DurableCall], clock: Callable[[], float]) -> None:
         self._calls = calls
         self._clock = clock
-        self.sent_at = clock()
+        self._sent_at = clock()
 
     def on_reply(self, reply: object) -> None:
-        seconds = self._clock() - self.sent_at
+        seconds = self._clock() - self._sent_at
         for call in self._calls:
             if not call.ended:
                 call.acknowledged(reply, seconds)
@@ -108,8 +105,7 @@ class AckObserver:
     def on_sent(self, requests: list[Request], connection: Connection) -> None:
         """Writes have left: ask for their acknowledgement."""
         calls = [request for request in requests if isinstance(request, DurableCall)]
-        wait = _Wait(self._wait, calls, self._clock)
-        connection.send(wait.payload, (wait,))
+        connection.send(self._wait, (_Wait(calls, self._clock),))
 
     def on_up(self, connection: Connection, setup_replies: list[object], since: float) -> None:
         """Nothing to set up."""

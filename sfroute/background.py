@@ -180,9 +180,7 @@ class Background:
             return
         while inbox:
             key, waiter, fresh, record, give_up = inbox.popleft()
-            parts.lookups.request(
-                key, waiter, bypass=fresh, look_again=True, record=record, give_up=give_up
-            )
+            parts.lookups.request_again(key, waiter, fresh, record, give_up)
 
     def _refuse_inbox(self) -> None:
         while True:
@@ -190,7 +188,7 @@ class Background:
                 key, waiter, _, _, _ = self._inbox.popleft()
             except IndexError:
                 return
-            refused = Flight(key, 0.0, may_serve_stale=False)
+            refused = Flight(key, 0.0)
             refused.waiters.append(waiter)
             refused.finish(error=RouterClosed())
 

@@ -13,7 +13,7 @@ The rules, stated once:
   it **dirty**: its answer still goes to those who joined before, but it is not stored, and nobody may join any more.
 
 Who may touch it: only the event loop changes anything. Other threads may read single entries (``entries.find``): an
-entry is an immutable tuple and reading does not reorder, so no lock is needed.
+entry does not change once it is stored, and reading does not reorder, so no lock is needed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import islice
 from math import inf
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import cachetools
 
@@ -76,8 +76,10 @@ class Epoch:
         self.revoked = self.revoked or revoked
 
 
-class Entry(NamedTuple):
-    """One answer. Instants are those of the cache's clock, in seconds.
+class Entry:
+    """One answer; nothing of it changes once it is stored. Instants are those of the cache's clock, in seconds.
+
+    (Slots, and no named tuple: every hit reads three of them, each in half the time.)
 
     Attributes:
         value: what the store said.
@@ -87,11 +89,16 @@ class Entry(NamedTuple):
         sent: when the question was sent.
     """
 
-    value: Value
-    deadline: float
-    epoch: Epoch
-    expires: float
-    sent: float
+    __slots__ = ("deadline", "epoch", "expires", "sent", "value")
+
+    def __init__(
+        self, value: Value, deadline: float, epoch: Epoch, expires: float, sent: float
+    ) -> None:
+        self.value = value
+        self.deadline = deadline
+        self.epoch = epoch
+        self.expires = expires
+        self.sent = sent
 
     @property
     def pod(self) -> int | None:
@@ -102,9 +109,6 @@ class Entry(NamedTuple):
     def persistent(self) -> bool:
         """True for a link without expiry."""
         return self.value is not None and self.expires == inf
-
-
-_new_tuple: Final = tuple.__new__
 
 
 class Waiter(Protocol):
@@ -157,7 +161,7 @@ class Flight:
         "waiters",
     )
 
-    def __init__(self, key: CacheKey, deadline: float, *, may_serve_stale: bool) -> None:
+    def __init__(self, key: CacheKey, deadline: float, may_serve_stale: bool = True) -> None:
         self.key = key
         self.deadline = deadline
         self.may_serve_stale = may_serve_stale
@@ -211,6 +215,9 @@ class Flight:
                 waiter.set_result(self)
         # Those who wait hold the flight: together they would be garbage that only the collector finds.
         waiters.clear()
+
+
+_F = TypeVar("_F", bound=Flight)
 
 
 class Entries(cachetools.Cache[CacheKey, Entry]):
@@ -308,14 +315,13 @@ class LookupCache:
         """The flight under way that a new caller may join."""
         return self._flights.get(key)
 
-    def open(self, key: CacheKey, deadline: float, *, bypass: bool = False) -> Flight:
-        """Begin a look-up. With ``bypass`` the cache must not answer it; later callers join the newest flight."""
-        flight = Flight(key, deadline, may_serve_stale=not bypass)
+    def open(self, flight: _F) -> _F:
+        """A look-up begins; later callers join the newest flight of a key. Returns the flight."""
         # Out of the table the one before would miss what makes a flight dirty.
-        previous = self._flights.get(key)
+        previous = self._flights.get(flight.key)
         if previous is not None:
             previous.dirty = True
-        self._flights[key] = flight
+        self._flights[flight.key] = flight
         return flight
 
     def land(
@@ -325,30 +331,29 @@ class LookupCache:
         ttl: float | None,
         sent: float,
         epoch: Epoch,
-        *,
         storable: bool,
-    ) -> list[Waiter]:
+    ) -> list[Waiter] | None:
         """The answer has come: store it if it may be stored, wake everyone.
 
-        Returns those who joined late and must ask again: to them the answer is too old.
+        Returns those who joined late and must ask again, if there are any: to them the answer is too old.
 
         ``ttl``: seconds of the link's own remaining time, None for no end. ``storable``: False if nobody vouches for
         the answer from now on (an ASK redirect, or an epoch that ended meanwhile).
         """
         expires = inf if ttl is None else sent + ttl
-        deadline = sent + epoch.max_age
-        # As Entry(...) does, without its frame.
-        entry = _new_tuple(Entry, (value, min(expires, deadline), epoch, expires, sent))
+        max_age = epoch.max_age
+        deadline = sent + max_age
+        entry = Entry(value, min(expires, deadline), epoch, expires, sent)
         if (
             storable
             and not flight.dirty
-            and epoch.max_age > 0
+            and max_age > 0
             and (value is not None or self._config.negative)
         ):
             self._store(flight.key, entry)
         self._forget(flight)
-        again: list[Waiter] = []
-        if flight.late and self._clock() - sent >= epoch.max_age:
+        again = None
+        if flight.late and self._clock() - sent >= max_age:
             again, flight.late = flight.late, None
         flight.finish(entry=entry)
         return again
@@ -437,7 +442,7 @@ class LookupCache:
             services = self._services.get(key[0])
             if services is None:
                 self._services[key[0]] = {key[2]}
-            else:
+            elif key[2] not in services:
                 services.add(key[2])
 
     def _remove(self, key: CacheKey) -> None:
@@ -446,6 +451,5 @@ class LookupCache:
             self.counts.dropped += 1
 
     def _forget(self, flight: Flight) -> None:
-        newest = self._flights.pop(flight.key, None)
-        if newest is not flight and newest is not None:
-            self._flights[flight.key] = newest
+        if self._flights.get(flight.key) is flight:
+            del self._flights[flight.key]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from math import inf
 
-from .channel import Request
 from .wire import encode
 
 __all__ = ["Call", "Lost"]
@@ -22,13 +22,15 @@ class Lost(Exception):  # a result, never raised
         self.sent = sent
 
 
-class Call(Request):
-    """One attempt at a command."""
+class Call:
+    """One attempt at a command, a ``channel.Request``."""
 
-    __slots__ = ("_settled", "_skip", "ended", "future")
+    __slots__ = ("_settled", "_skip", "commands", "ended", "future", "payload", "sent_at")
 
     def __init__(self, payload: bytes, *, asking: bool, settled: Callable[[], None]) -> None:
-        super().__init__(_ASKING + payload if asking else payload, 2 if asking else 1)
+        self.payload = _ASKING + payload if asking else payload
+        self.commands = 2 if asking else 1
+        self.sent_at = -inf
         self.future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         self.ended = False
         self._settled = settled

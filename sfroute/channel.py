@@ -11,11 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from math import inf
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 from .config import RouterConfig
 from .errors import RouterClosed
@@ -30,8 +29,8 @@ MAX_BATCH_BYTES: Final = 64 * 1024
 _PING: Final = encode("PING")
 
 
-class Request(ABC):
-    """Commands that travel together, and who wants their replies. Subclasses say what to do with them.
+class Request(Protocol):
+    """Commands that travel together, and who wants their replies. Implementations say what to do with them.
 
     Attributes:
         payload: the commands in RESP.
@@ -39,22 +38,17 @@ class Request(ABC):
         sent_at: instant of sending, set by the channel; ``-inf`` before.
     """
 
-    __slots__ = ("commands", "payload", "sent_at")
-
-    def __init__(self, payload: bytes, commands: int) -> None:
-        self.payload = payload
-        self.commands = commands
-        self.sent_at = -inf
+    payload: bytes
+    commands: int
+    sent_at: float
 
     def abandoned(self) -> bool:
         """True if nobody wants it any more; then it is not sent."""
-        return False
+        ...
 
-    @abstractmethod
     def on_reply(self, reply: object, /) -> None:
         """One of ``commands`` replies, in wire order, inside the data callback. Must not raise."""
 
-    @abstractmethod
     def on_lost(self, error: Exception, *, sent: bool) -> None:
         """It will get no (further) reply. ``sent``: the node may have executed it. Must not raise."""
 
@@ -78,13 +72,16 @@ class ChannelObserver(Protocol):
         """The connection is gone."""
 
 
-class _Ping(Request):
+class _Ping:
     """One beat of the heart."""
 
-    __slots__ = ("_channel",)
+    __slots__ = ("_channel", "sent_at")
 
-    def __init__(self, channel: Channel) -> None:
-        super().__init__(_PING, 1)
+    payload: Final = _PING
+    commands: Final = 1
+
+    def __init__(self, channel: Channel, sent_at: float) -> None:
+        self.sent_at = sent_at
         self._channel = channel
 
     def on_reply(self, reply: object) -> None:
@@ -213,14 +210,17 @@ class Channel:
                 if request.abandoned():
                     continue
                 request.sent_at = now
-                payloads.append(request.payload)
+                payload = request.payload
+                payloads.append(payload)
                 requests.append(request)
-                size += len(request.payload)
-                room -= request.commands
-                if request.commands == 1:
+                size += len(payload)
+                commands = request.commands
+                room -= commands
+                tokens.append(request)
+                if commands == 2:
                     tokens.append(request)
-                else:
-                    tokens += [request] * request.commands
+                elif commands > 2:
+                    tokens += [request] * (commands - 1)
             if payloads:
                 connection.send(b"".join(payloads), tokens)
                 if self._observer is not None:
@@ -300,8 +300,7 @@ class Channel:
             self.reachable = False
             connection.abort()
             return
-        ping = _Ping(self)
-        ping.sent_at = now
+        ping = _Ping(self, now)
         self._pings_in_flight += 1
         connection.send(ping.payload, (ping,))
         self._beat_timer = self._loop.call_later(self._config.cache.heartbeat, self._beat)
@@ -343,10 +342,11 @@ class Channel:
             self._observer.on_down()
         told: Request | None = None
         for token in tokens:
+            request = cast("Request", token)  # nothing else is sent here
             # The commands of one request stand side by side.
-            if isinstance(token, Request) and token is not told:
-                told = token
-                token.on_lost(error, sent=True)
+            if request is not told:
+                told = request
+                request.on_lost(error, sent=True)
         if not self._closed:
             self.reconnects += 1
             # A short random pause, so that a fleet does not come back in step.

@@ -19,7 +19,7 @@ from .cache import Epoch, Flight, LookupCache, Value, Waiter
 from .channel import Channel, Request
 from .config import RouterConfig
 from .errors import CorruptReply
-from .keys import link_key_parts, tagged_link_key
+from .keys import link_key_parts, link_prefix, tagged_link_key
 from .telemetry import ClientRecord, Telemetry
 from .telemetry.records import time_ns
 from .types import LaneStats
@@ -31,6 +31,9 @@ _log = logging.getLogger(__name__)
 
 _TRACKING_ON: Final = encode("CLIENT", "TRACKING", "ON")
 _ASKING: Final = encode("ASKING")
+_GET: Final = b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n"
+_PTTL: Final = b"*2\r\n$4\r\nPTTL\r\n$%d\r\n%b\r\n"
+_GET_AND_PTTL: Final = _GET + _PTTL
 TRACKING_SINCE: Final = (7,)
 """Redis 6 may put pushes inside the replies of other commands."""
 
@@ -54,7 +57,7 @@ class ReadOwner(Protocol):
     def read_torn(self, read: Read) -> None:
         """The link changed while it was read."""
 
-    def ask_again(self, flight: Flight, waiters: list[Waiter]) -> None:
+    def ask_again(self, read: Read, waiters: list[Waiter]) -> None:
         """To these the answer came too late."""
 
     def batch_ended(self, batch: ClientRecord, error: Exception | None) -> None:
@@ -67,6 +70,7 @@ class Lane:
     Attributes:
         channel: the connection.
         cache: where answers go.
+        owner: who decides what becomes of reads that got none.
         epoch: the present unbroken stretch.
         tracked: the server pushes invalidations.
     """
@@ -77,12 +81,14 @@ class Lane:
         settings: WireSettings,
         config: RouterConfig,
         cache: LookupCache,
+        owner: ReadOwner,
         clock: Callable[[], float],
         on_untracked: Callable[[Lane, str], None],
         telemetry: Telemetry,
     ) -> None:
         self._config = config.cache
         self.cache = cache
+        self.owner = owner
         self._clock = clock
         self._on_untracked = on_untracked
         self._telemetry = telemetry
@@ -166,11 +172,11 @@ class Lane:
         epoch = self.epoch
         for read in reads:
             read.epoch = epoch
-            read.flight.sent = True
+            read.sent = True
         if self._telemetry.tracing:
             record = self._telemetry.batch(
-                [read.flight.calls() for read in reads],
-                {"GET" if len(read.flight.key) == 3 else "HGETALL" for read in reads},
+                [read.calls() for read in reads],
+                {"GET" if len(read.key) == 3 else "HGETALL" for read in reads},
             )
             if record is not None:
                 record.server, record.peer = self.address, connection.peer
@@ -204,12 +210,12 @@ class Lane:
         self._telemetry.lane_down(self.address)
 
 
-class Read(Request):
-    """The commands of one look-up on one lane: GET and PTTL of a link, or HGETALL of a uid's links.
+class Read(Flight):
+    """A look-up on its way, a ``channel.Request``: GET and PTTL of a link, or HGETALL of a uid's links.
+
+    It travels on one lane at a time. After trouble it sets out again, perhaps on another.
 
     Attributes:
-        flight: the look-up.
-        tag: the hash tag of its key.
         lane: where it travels.
         epoch: the stretch of the lane in which it was sent.
         hops: redirects followed without a pause.
@@ -223,66 +229,61 @@ class Read(Request):
         "_value",
         "batch",
         "closes_batch",
+        "commands",
         "epoch",
-        "flight",
         "hops",
         "lane",
-        "owner",
-        "tag",
+        "payload",
+        "sent_at",
     )
 
-    def __init__(
-        self,
-        flight: Flight,
-        tag: bytes,
-        lane: Lane,
-        owner: ReadOwner,
-        *,
-        asking: bool = False,
-        hops: int = 0,
-    ) -> None:
-        key = flight.key
-        # Not by way of the base class, and GET and PTTL packed by hand, which halves that: every miss comes by here.
-        self.sent_at = -inf
+    lane: Lane
+
+    def set_out(self, lane: Lane, tag: bytes, asking: bool = False, hops: int = 0) -> None:
+        """Leave on this lane, with whatever else comes up in this turn of the loop; ``tag``: of its key."""
+        key = self.key
         if len(key) == 3:
+            # Packed by hand, which halves that: every miss comes by here.
             wire_key = tagged_link_key(tag, key[2])
             size = len(wire_key)
-            get = b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (size, wire_key)
-            pttl = b"*2\r\n$4\r\nPTTL\r\n$%d\r\n%b\r\n" % (size, wire_key)
-            # ASKING holds for the next command only.
-            self.payload = get + pttl if not asking else _ASKING + get + _ASKING + pttl
-            self.commands = 2 if not asking else 4
+            if asking:
+                # ASKING holds for the next command only.
+                self.payload = (
+                    _ASKING + _GET % (size, wire_key) + _ASKING + _PTTL % (size, wire_key)
+                )
+                self.commands = 4
+            else:
+                self.payload = _GET_AND_PTTL % (size, wire_key, size, wire_key)
+                self.commands = 2
         else:
             get_all = encode("HGETALL", tagged_link_key(tag, ""))
             self.payload = get_all if not asking else _ASKING + get_all
             self.commands = 1 if not asking else 2
-        self.flight = flight
-        self.tag = tag
         self.lane = lane
-        self.owner = owner
+        self.epoch = lane.epoch
         self.hops = hops
+        self.sent_at = -inf
         self.batch: ClientRecord | None = None
         self.closes_batch = False
         self._asking = asking
         self._skip = False
-        self.epoch = lane.epoch
         self._value: object = None
-        flight.value_read = flight.torn = flight.sent = False
+        self.value_read = self.torn = self.sent = False
+        lane.channel.submit(self)
 
     def wire_key(self) -> str:
         """The key that is read, for errors."""
-        service = self.flight.key[2] if len(self.flight.key) == 3 else ""
-        return tagged_link_key(self.tag, service).decode()
+        return link_prefix(self.key[0], self.key[1]) + "".join(self.key[2:])
 
     def abandoned(self) -> bool:
-        """True once the flight is over."""
-        return self.flight.done
+        """True once the look-up is over."""
+        return self.done
 
     def on_lost(self, error: Exception, *, sent: bool) -> None:
         """A read can always be sent again."""
         self._end_batch(error)
-        if not self.flight.done:
-            self.owner.read_lost(self, error)
+        if not self.done:
+            self.lane.owner.read_lost(self, error)
 
     def on_reply(self, reply: object) -> None:
         """Store the answer now: the order of the wire is what keeps it true."""
@@ -290,57 +291,54 @@ class Read(Request):
             self._skip = not self._skip
             if self._skip:
                 return
-        if not self.flight.value_read:
+        if not self.value_read:
             self._value = reply
-            self.flight.value_read = True
-            if len(self.flight.key) == 3:
+            self.value_read = True
+            if len(self.key) == 3:
                 return
             reply = -1
         if self.batch is not None:
             trouble = self._value if isinstance(self._value, ReplyError) else reply
             if isinstance(trouble, ReplyError):
-                self.owner.note_error(self.batch, trouble)
+                self.lane.owner.note_error(self.batch, trouble)
             # Before anybody wakes: the batch ends within the calls it serves.
             self._end_batch(None)
-        if not self.flight.done:
+        if not self.done:
             self._finish(reply)
 
     def _end_batch(self, error: Exception | None) -> None:
         if self.batch is not None and self.closes_batch:
-            self.owner.batch_ended(self.batch, error)
+            self.lane.owner.batch_ended(self.batch, error)
         self.batch = None
 
     def _finish(self, ttl: object) -> None:
-        value, flight = self._value, self.flight
+        value, lane = self._value, self.lane
         trouble = value if isinstance(value, ReplyError) else ttl
         if isinstance(trouble, ReplyError):
-            self.owner.read_failed(self, trouble)
+            lane.owner.read_failed(self, trouble)
             return
         # What one stretch of the lane asked and another answers, nobody vouches for.
-        storable = self.epoch is self.lane.epoch and not self._asking
-        cache = self.lane.cache
+        storable = self.epoch is lane.epoch and not self._asking
+        found: Value
+        seconds = None
         try:
-            if len(flight.key) == 2:
-                links = replies.links(value, self.wire_key)
-                self._land(links or None, None, storable=storable)
-                return
-            pod = replies.pod(value, self.wire_key)
+            if len(self.key) == 2:
+                found = replies.links(value, self.wire_key) or None
+            else:
+                found = replies.pod(value, self.wire_key)
+                remaining = ttl if isinstance(ttl, int) else -2
+                # Value and TTL are two commands. Where a push came between them, or they contradict each other, the
+                # link changed meanwhile: such a pair, a link that never was, is asked for again.
+                if self.torn or (found is None) != (remaining == -2):
+                    storable = False
+                    if self.tears < MAX_TEARS:
+                        lane.owner.read_torn(self)
+                        return
+                if found is not None and remaining >= 0:
+                    seconds = remaining / 1000
         except CorruptReply as error:
-            cache.fail(flight, error)
+            lane.cache.fail(self, error)
             return
-        remaining = ttl if isinstance(ttl, int) else -2
-        # Value and TTL are two commands. Where a push came between them, or they contradict each other, the link
-        # changed meanwhile: such a pair, a link that never was, is asked for again.
-        whole = not flight.torn and (pod is None) == (remaining == -2)
-        if not whole and flight.tears < MAX_TEARS:
-            self.owner.read_torn(self)
-            return
-        seconds = remaining / 1000 if pod is not None and remaining >= 0 else None
-        self._land(pod, seconds, storable=storable and whole)
-
-    def _land(self, value: Value, seconds: float | None, *, storable: bool) -> None:
-        again = self.lane.cache.land(
-            self.flight, value, seconds, self.sent_at, self.epoch, storable=storable
-        )
+        again = lane.cache.land(self, found, seconds, self.sent_at, self.epoch, storable)
         if again:
-            self.owner.ask_again(self.flight, again)
+            lane.owner.ask_again(self, again)

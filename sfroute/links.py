@@ -26,9 +26,9 @@ __all__ = ["LinkReader", "LinkWriter", "check_lookup"]
 def check_lookup(key: CacheKey) -> None:
     """Raise ``InvalidArgument`` unless the key's names may be looked up. An entry exists only under checked names."""
     if len(key) == 3:
-        check_link_names(*key)
+        check_link_names(key[0], key[1], key[2])
     else:
-        check_uid_names(*key)
+        check_uid_names(key[0], key[1])
 
 
 class LinkReader:
@@ -38,7 +38,7 @@ class LinkReader:
         self._engine = engine
         self._telemetry = engine.telemetry
 
-    def cached(self, operation: str, key: CacheKey, *, fresh: bool) -> Entry | None:
+    def cached(self, operation: str, key: CacheKey, fresh: bool) -> Entry | None:
         """The entry that answers now, if there is one. Any thread may call this."""
         hits = self._telemetry.hits
         started = time_ns() if hits is not None else 0
@@ -53,27 +53,25 @@ class LinkReader:
                 hits(operation, key[0], key[2] if len(key) == 3 else None, key[1], started)
         return entry
 
-    def past_cache(
-        self, operation: str, key: CacheKey, *, fresh: bool
-    ) -> Coroutine[Any, Any, Flight]:
+    def past_cache(self, operation: str, key: CacheKey, fresh: bool) -> Coroutine[Any, Any, Flight]:
         """The finished flight of a look-up that is a public call of its own, to be awaited at once.
 
         Raises, and so does what is awaited, what ``Lookups.find`` raises. (No coroutine itself: each costs every miss.)
         """
         record = self._telemetry.begin(operation, key[0], key[2] if len(key) == 3 else None, key[1])
         if record is not None:
-            return self._telemetry.follow(record, self.look_up(operation, key, fresh=fresh))
+            return self._telemetry.follow(record, self.look_up(operation, key, fresh))
         parts = self._engine.parts_here()
         if parts is None:
-            return self.look_up(operation, key, fresh=fresh)
+            return self.look_up(operation, key, fresh)
         check_lookup(key)
-        return parts.lookups.find(key, operation, bypass=fresh)
+        return parts.lookups.find(key, operation, fresh)
 
-    async def look_up(self, operation: str, key: CacheKey, *, fresh: bool) -> Flight:
+    async def look_up(self, operation: str, key: CacheKey, fresh: bool) -> Flight:
         """The finished flight of a look-up. Raises what ``Lookups.find`` raises."""
         check_lookup(key)
         parts = self._engine.parts_here() or await self._engine.opened()
-        return await parts.lookups.find(key, operation, bypass=fresh)
+        return await parts.lookups.find(key, operation, fresh)
 
 
 class LinkWriter:

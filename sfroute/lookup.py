@@ -78,8 +78,11 @@ class Lookups:
         self.cache = cache
         self._retries = retries
         self._telemetry = telemetry
+        self._deadline = config.retry.deadline
         self._lanes: dict[Address, Lane] = {}
-        self._parked: list[Flight] = []
+        # What topology and lanes say of the slots asked for lately: every miss comes by here.
+        self._lane_of_slot: dict[int, Lane] = {}
+        self._parked: list[Read] = []
         self._parked_rounds = 0
         self._unpark_timer: asyncio.TimerHandle | None = None
         # Flights in the order of their deadlines, which nearly always is that of their opening.
@@ -91,16 +94,16 @@ class Lookups:
 
     # For the router
 
-    async def find(self, key: CacheKey, operation: str, *, bypass: bool = False) -> Flight:
+    async def find(self, key: CacheKey, operation: str, bypass: bool = False) -> Flight:
         """The finished flight of a look-up made for a public ``operation``.
 
         Raises ``StoreUnavailable``, ``CorruptReply``, another ``StoreError``, or ``RouterClosed``.
         """
-        give_up = self._clock() + self._config.retry.deadline
+        give_up = self._clock() + self._deadline
         record = CURRENT.get()
         while True:
             future: asyncio.Future[Flight] = self._loop.create_future()
-            self.request(key, future, bypass=bypass, record=record, give_up=give_up)
+            self.request(key, future, bypass, record, give_up)
             flight = await future
             if flight.error is None:
                 if record is not None:
@@ -109,16 +112,16 @@ class Lookups:
             raise_unless_again(flight.error, operation, self._clock() < give_up)
 
     async def find_many(
-        self, keys: Sequence[CacheKey], operation: str, *, bypass: bool = False
+        self, keys: Sequence[CacheKey], operation: str, bypass: bool = False
     ) -> list[Flight]:
         """The finished flights of many look-ups, in any order. Raises what ``find`` raises, for the first that
         failed.
         """
         gathering = _Gathering(len(keys), self._loop.create_future())
-        give_up = self._clock() + self._config.retry.deadline
+        give_up = self._clock() + self._deadline
         record = CURRENT.get()
         for number, key in enumerate(keys, 1):
-            self.request(key, gathering, bypass=bypass, record=record, give_up=give_up)
+            self.request(key, gathering, bypass, record, give_up)
             if number % TOGETHER == 0:
                 # These leave, and others have their turn, while the next ones are made.
                 await asyncio.sleep(0)
@@ -135,16 +138,14 @@ class Lookups:
         self,
         key: CacheKey,
         waiter: Waiter,
-        *,
-        bypass: bool = False,
-        look_again: bool = False,
-        record: CallRecord | None = None,
-        give_up: float | None = None,
+        bypass: bool,
+        record: CallRecord | None,
+        give_up: float,
     ) -> None:
-        """Answer ``waiter`` from the cache, from the flight under way, or from a new one.
+        """Answer ``waiter`` from the flight under way, or from a new one.
 
-        ``bypass``: not from the cache, and not from a flight that began before this call. ``record``: the call it is
-        for, as telemetry knows it. ``give_up``: the instant until which a new flight may go on.
+        ``bypass``: not from a flight that began before this call. ``record``: the call it is for, as telemetry knows
+        it. ``give_up``: the instant until which a new flight may go on.
         """
         cache = self.cache
         if not bypass:
@@ -156,35 +157,39 @@ class Lookups:
                     record.outcome = record.outcome or names.JOINED
                     flight.calls().append(record)
                 return
-            entry = cache.fresh(key) if look_again else None
-            if entry is not None:
-                cache.counts.hits += 1
-                if record is not None:
-                    record.outcome = record.outcome or names.HIT
-                answer = Flight(key, 0.0, may_serve_stale=True)
-                answer.from_store = False
-                answer.waiters.append(waiter)
-                answer.finish(entry=entry)
-                return
         cache.counts.misses += 1
+        read = Read(key, give_up, not bypass)
+        read.waiters.append(waiter)
         if self._closed:
-            answer = Flight(key, 0.0, may_serve_stale=False)
-            answer.waiters.append(waiter)
-            answer.finish(error=RouterClosed())
+            read.finish(error=RouterClosed())
             return
-        flight = self._open(key, bypass=bypass, give_up=give_up)
-        flight.add(waiter)
         if record is not None:
             record.outcome = names.MISS
-            flight.calls().append(record)
-        self._send(flight)
+            read.calls().append(record)
+        cache.open(read)
+        self._watch_deadline(read)
+        self._send(read)
 
-    def _open(self, key: CacheKey, *, bypass: bool, give_up: float | None = None) -> Flight:
-        if give_up is None:
-            give_up = self._clock() + self._config.retry.deadline
-        flight = self.cache.open(key, give_up, bypass=bypass)
-        self._watch_deadline(flight)
-        return flight
+    def request_again(
+        self,
+        key: CacheKey,
+        waiter: Waiter,
+        bypass: bool,
+        record: CallRecord | None,
+        give_up: float,
+    ) -> None:
+        """As ``request``, for a caller that has looked into the cache some time ago: an answer may be there by now."""
+        entry = self.cache.fresh(key) if not bypass else None
+        if entry is None or self.cache.join(key) is not None:
+            self.request(key, waiter, bypass, record, give_up)
+            return
+        self.cache.counts.hits += 1
+        if record is not None:
+            record.outcome = record.outcome or names.HIT
+        answer = Flight(key, 0.0)
+        answer.from_store = False
+        answer.waiters.append(waiter)
+        answer.finish(entry=entry)
 
     def lanes(self) -> tuple[LaneStats, ...]:
         """A snapshot of every lane."""
@@ -216,20 +221,24 @@ class Lookups:
 
     # Sending
 
-    def _send(self, flight: Flight, *, hops: int = 0) -> None:
-        tag = link_tag(flight.key[0], flight.key[1])
-        address = self._topology.address_of(slot_of_tag(tag))
-        if address is None:
-            self._topology.refresh_soon()
-            self._wait_or_serve_stale(flight, "no owner")
-            return
-        lane = self._lanes.get(address) or self._lane(address)
-        if not lane.channel.reachable and self._serve_stale(flight):
+    def _send(self, read: Read, hops: int = 0) -> None:
+        key = read.key
+        tag = link_tag(key[0], key[1])
+        slot = slot_of_tag(tag)
+        lane = self._lane_of_slot.get(slot)
+        if lane is None:
+            address = self._topology.address_of(slot)
+            if address is None:
+                self._topology.refresh_soon()
+                self._wait_or_serve_stale(read, "no owner")
+                return
+            lane = self._lane_of_slot[slot] = self._lane(address)
+        if not lane.channel.reachable and self._serve_stale(read):
             # Nobody waits any more; one attempt to connect tells for all of them when the node is back.
-            self._topology.refresh_soon(address)
+            self._topology.refresh_soon(lane.address)
             lane.channel.probe()
             return
-        lane.channel.submit(Read(flight, tag, lane, self, hops=hops))
+        read.set_out(lane, tag, False, hops)
 
     def _lane(self, address: Address) -> Lane:
         lane = self._lanes.get(address)
@@ -239,6 +248,7 @@ class Lookups:
                 self._settings,
                 self._config,
                 self.cache,
+                self,
                 self._clock,
                 self._on_untracked,
                 self._telemetry,
@@ -254,47 +264,46 @@ class Lookups:
         self.cache.land_stale(flight, entry)
         return True
 
-    def _wait_or_serve_stale(
-        self, flight: Flight, reason: str, cause: Exception | None = None
-    ) -> None:
-        if not self._serve_stale(flight):
-            self._park(flight, reason, cause)
+    def _wait_or_serve_stale(self, read: Read, reason: str, cause: Exception | None = None) -> None:
+        if not self._serve_stale(read):
+            self._park(read, reason, cause)
 
     # Trouble
 
     def read_lost(self, read: Read, error: Exception) -> None:
         """The lane's connection is gone, or cannot be made."""
-        flight = read.flight
-        if isinstance(error, HandshakeRefused) and not self.cache.stale(flight.key):
+        if isinstance(error, HandshakeRefused) and not self.cache.stale(read.key):
             no_entry = StoreError(str(error), operation="lookup", retryable=False)
             no_entry.__cause__ = error
-            self.cache.fail(flight, no_entry)
+            self.cache.fail(read, no_entry)
             return
         self._topology.refresh_soon(read.lane.address)
         if read.lane.channel.reachable:
-            self._park(flight, "connection", error)
+            self._park(read, "connection", error)
         else:
-            self._wait_or_serve_stale(flight, "connection", error)
+            self._wait_or_serve_stale(read, "connection", error)
 
     def read_torn(self, read: Read) -> None:
         """The link changed while it was read: everyone who waits asks again."""
-        flight = read.flight
-        self._note_retry(flight, "changed")
-        self.ask_again(flight, self.cache.leave(flight))
+        self._note_retry(read, "changed")
+        self.ask_again(read, self.cache.leave(read))
 
-    def ask_again(self, flight: Flight, waiters: list[Waiter]) -> None:
+    def ask_again(self, read: Read, waiters: list[Waiter]) -> None:
         """Let these wait for a newer look-up: the one under way, or another."""
-        newer = self.cache.join(flight.key)
-        opened = newer is None
+        newer = self.cache.join(read.key)
+        opened = None
         if newer is None:
-            newer = self._open(flight.key, bypass=not flight.may_serve_stale)
-        newer.tears = max(newer.tears, flight.tears + 1)
-        if flight.records:
-            newer.calls().extend(flight.records)
+            newer = opened = self.cache.open(
+                Read(read.key, self._clock() + self._deadline, read.may_serve_stale)
+            )
+        newer.tears = max(newer.tears, read.tears + 1)
+        if read.records:
+            newer.calls().extend(read.records)
         for waiter in waiters:
             newer.add(waiter)
-        if opened:
-            self._send(newer)
+        if opened is not None:
+            self._watch_deadline(opened)
+            self._send(opened)
 
     def batch_ended(self, batch: ClientRecord, error: Exception | None) -> None:
         """All that left together has been answered, or lost."""
@@ -310,7 +319,6 @@ class Lookups:
 
     def read_failed(self, read: Read, error: ReplyError) -> None:
         """The store answered with an error."""
-        flight = read.flight
         failure = read_failure(str(error))
         # Servers' texts may echo arguments, and so a uid: only the code becomes a cause.
         cause = ReplyError(failure.code)
@@ -323,39 +331,37 @@ class Lookups:
         elif failure.kind in {Kind.WAIT, Kind.RELOCATE}:
             self._topology.refresh_soon()
             if failure.code in {"CLUSTERDOWN", "MASTERDOWN"}:
-                self._wait_or_serve_stale(flight, failure.code, cause)
+                self._wait_or_serve_stale(read, failure.code, cause)
             else:
-                self._park(flight, failure.code, cause)
+                self._park(read, failure.code, cause)
         elif failure.kind is Kind.CORRUPT:
-            self.cache.fail(flight, corrupt(read.wire_key(), "another type of value"))
+            self.cache.fail(read, corrupt(read.wire_key(), "another type of value"))
         else:
-            self.cache.fail(flight, refused(failure, "lookup"))
+            self.cache.fail(read, refused(failure, "lookup"))
 
     def _retry_at_once(self, read: Read, failure: Failure) -> None:
         if read.hops >= MAX_HOPS:
-            self._park(read.flight, failure.code)
+            self._park(read, failure.code)
             return
-        self._note_retry(read.flight, failure.code)
-        self._send(read.flight, hops=read.hops + 1)
+        self._note_retry(read, failure.code)
+        self._send(read, read.hops + 1)
 
     def _follow_ask(self, read: Read, failure: Failure) -> None:
         if read.hops >= MAX_HOPS:
-            self._park(read.flight, failure.code)
+            self._park(read, failure.code)
             return
-        self._note_retry(read.flight, failure.code)
-        lane = self._lane(_target(failure, read))
-        lane.channel.submit(
-            Read(read.flight, read.tag, lane, self, asking=True, hops=read.hops + 1)
-        )
+        self._note_retry(read, failure.code)
+        tag = link_tag(read.key[0], read.key[1])
+        read.set_out(self._lane(_target(failure, read)), tag, True, read.hops + 1)
 
-    def _park(self, flight: Flight, reason: str, cause: Exception | None = None) -> None:
+    def _park(self, read: Read, reason: str, cause: Exception | None = None) -> None:
         """Send again after a pause."""
-        self._note_retry(flight, reason)
-        flight.last_error = cause or flight.last_error
+        self._note_retry(read, reason)
+        read.last_error = cause or read.last_error
         if self._closed:
-            self.cache.fail(flight, RouterClosed())
+            self.cache.fail(read, RouterClosed())
             return
-        self._parked.append(flight)
+        self._parked.append(read)
         if self._unpark_timer is None:
             self._parked_rounds += 1
             pause = self._config.retry.pause(self._parked_rounds, random.random())
@@ -369,9 +375,9 @@ class Lookups:
     def _unpark(self) -> None:
         self._unpark_timer = None
         parked, self._parked = self._parked, []
-        for flight in parked:
-            if not flight.done:
-                self._send(flight)
+        for read in parked:
+            if not read.done:
+                self._send(read)
         # Further failures of this round come later than this turn; a quiet round starts over.
         self._loop.call_later(self._config.retry.cap * 2, self._calm_down)
 
@@ -415,7 +421,7 @@ class Lookups:
 
     def _too_late(self, flight: Flight) -> StoreUnavailable:
         error = StoreUnavailable(
-            f"no answer within {self._config.retry.deadline:g} s; the store may be down or failing over",
+            f"no answer within {self._deadline:g} s; the store may be down or failing over",
             operation="lookup",
         )
         error.__cause__ = flight.last_error
@@ -424,6 +430,7 @@ class Lookups:
     # Notices
 
     def _on_topology_change(self, losers: set[Address]) -> None:
+        self._lane_of_slot.clear()
         serving = self._topology.primaries()
         self._telemetry.topology_changed(len(losers), len(serving))
         for address in losers:

@@ -367,9 +367,7 @@ class AsyncRouter:
                         return entry.value  # type: ignore[return-value]  # under a key of three parts stand pods
             except TypeError:  # it cannot even be hashed: check_lookup has the words for it
                 pass
-        flight = await self._reader.past_cache(
-            "get_linked_pod", (namespace, uid, service), fresh=fresh
-        )
+        flight = await self._reader.past_cache("get_linked_pod", (namespace, uid, service), fresh)
         return flight.entry.pod if flight.entry is not None else None
 
     async def get_linked_pod_if_persist(
@@ -377,9 +375,9 @@ class AsyncRouter:
     ) -> int | None:
         """The pod a uid is *persistently* linked to, None otherwise. The same cache entry serves it."""
         operation, key = "get_linked_pod_if_persist", (namespace, uid, service)
-        entry = self._reader.cached(operation, key, fresh=fresh)
+        entry = self._reader.cached(operation, key, fresh)
         if entry is None:
-            entry = (await self._reader.past_cache(operation, key, fresh=fresh)).entry
+            entry = (await self._reader.past_cache(operation, key, fresh)).entry
         return entry.pod if entry is not None and entry.persistent else None
 
     async def get_link_service(
@@ -387,9 +385,9 @@ class AsyncRouter:
     ) -> dict[str, int]:
         """Service -> pod id of a uid's persistent links. Cached; ``fresh`` asks the store."""
         operation, key = "get_link_service", (namespace, uid)
-        entry = self._reader.cached(operation, key, fresh=fresh)
+        entry = self._reader.cached(operation, key, fresh)
         if entry is None:
-            entry = (await self._reader.past_cache(operation, key, fresh=fresh)).entry
+            entry = (await self._reader.past_cache(operation, key, fresh)).entry
         return dict(entry.value) if entry is not None and isinstance(entry.value, dict) else {}
 
     @traced
@@ -417,9 +415,7 @@ class AsyncRouter:
             self._telemetry.answered_from_cache()
         else:
             engine = await self._engine.opened()
-            for flight in await engine.lookups.find_many(
-                missing, "batch_get_linked_pod", bypass=fresh
-            ):
+            for flight in await engine.lookups.find_many(missing, "batch_get_linked_pod", fresh):
                 entries[flight.key[1]] = flight.entry
         by_pod: dict[int, list[str]] = {}
         for uid in uids:

@@ -147,7 +147,7 @@ class Routes:
         Raises ``NoRoutablePod``, and what the store raises.
         """
         check_policy(terms.policy)
-        flight = await self._reader.look_up("route", link, fresh=terms.fresh)
+        flight = await self._reader.look_up("route", link, terms.fresh)
         record = CURRENT.get()
         if record is not None:
             record.source = "store" if flight.from_store else "cache"

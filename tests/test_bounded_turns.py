@@ -13,7 +13,7 @@ from typing import Any
 import redis.cluster
 
 from sfroute import AsyncRouter, CacheConfig, RouterConfig
-from sfroute.cache import Epoch, LookupCache
+from sfroute.cache import Epoch, Flight, LookupCache
 from sfroute.embedded import LocalCluster
 from sfroute.keys import link_key
 from sfroute.lookup import TOGETHER
@@ -83,7 +83,7 @@ def test_a_large_cache_makes_room_in_pieces() -> None:
     most = 0
     for number in range(2 * entries):
         before = cache.entries.evictions
-        flight = cache.open(("sf", f"user-{number}", "chat"), inf)
+        flight = cache.open(Flight(("sf", f"user-{number}", "chat"), inf))
         cache.land(flight, 1, None, 0.0, epoch, storable=True)
         most = max(most, cache.entries.evictions - before)
     assert most == cache.entries.AT_ONCE

@@ -163,7 +163,7 @@ class CacheMachine(RuleBasedStateMachine):
                 flight.waiters.append(caller)
                 self.callers[flight].append(caller)
                 return
-        flight = self.cache.open(key, self.clock.now + 100, bypass=bypass)
+        flight = self.cache.open(Flight(key, self.clock.now + 100, not bypass))
         assert flight.may_serve_stale is not bypass
         assert self.cache.join(key) is flight
         flight.waiters.append(caller)
@@ -510,7 +510,7 @@ def epoch() -> Epoch:
 def look_up(
     cache: LookupCache, clock: Clock, epoch: Epoch, value: Value, ttl: float | None = None
 ) -> Entry:
-    flight = cache.open(ADA, inf)
+    flight = cache.open(Flight(ADA, inf))
     cache.land(flight, value, ttl, clock.now, epoch, storable=True)
     entry = cache.fresh(ADA)
     assert entry is not None
@@ -521,7 +521,7 @@ def look_up(
 def test_an_answer_ages_from_when_its_question_was_sent(
     cache: LookupCache, clock: Clock, epoch: Epoch
 ) -> None:
-    flight = cache.open(ADA, inf)
+    flight = cache.open(Flight(ADA, inf))
     sent = clock.now
     clock.now += MAX_AGE - 1
     cache.land(flight, 0, None, sent, epoch, storable=True)
@@ -565,7 +565,7 @@ def test_a_stale_answer_never_outlives_the_link_itself(
 
 
 def test_an_epoch_of_age_zero_keeps_nothing(cache: LookupCache, clock: Clock) -> None:
-    flight = cache.open(ADA, inf)
+    flight = cache.open(Flight(ADA, inf))
     cache.land(flight, 1, None, clock.now, Epoch(0.0, inf), storable=True)
     assert flight.entry is not None
     assert len(cache.entries) == 0
@@ -575,7 +575,7 @@ def test_the_oldest_are_evicted_first_and_a_renewed_one_is_young(clock: Clock) -
     cache = LookupCache(CacheConfig(max_entries=3), clock)
     epoch = Epoch(MAX_AGE, inf)
     for uid in ("a", "b", "c", "a", "d"):
-        flight = cache.open(("sf", uid, "chat"), inf)
+        flight = cache.open(Flight(("sf", uid, "chat"), inf))
         cache.land(flight, 1, None, clock.now, epoch, storable=True)
     assert [key[1] for key in cache.entries] == ["c", "a", "d"]
     assert cache.entries.evictions == 1
@@ -585,7 +585,7 @@ def test_dropping_a_uid_stops_the_first_look_up_of_a_service(
     cache: LookupCache, clock: Clock, epoch: Epoch
 ) -> None:
     """Nothing of the service has ever been stored, so nobody has heard of it but the look-up under way."""
-    flight = cache.open(ADA, inf)
+    flight = cache.open(Flight(ADA, inf))
     flight.value_read = True
     cache.drop_uid("sf", "ada")
     cache.land(flight, 1, None, clock.now, epoch, storable=True)
@@ -597,7 +597,7 @@ def test_dropping_a_uid_leaves_other_uids_and_namespaces_alone(
 ) -> None:
     keys: list[CacheKey] = [("sf", "ada", "chat"), ("sf", "adam", "chat"), ("sg", "ada", "chat")]
     for key in keys:
-        cache.land(cache.open(key, inf), 1, None, clock.now, epoch, storable=True)
+        cache.land(cache.open(Flight(key, inf)), 1, None, clock.now, epoch, storable=True)
     cache.drop_uid("sf", "ada")
     assert [cache.fresh(key) is not None for key in keys] == [False, True, True]
 
@@ -611,7 +611,7 @@ def test_a_change_after_the_value_was_read_keeps_the_answer_out_and_newcomers_aw
         lambda: cache.drop(ADA),
     )
     for change in changes:
-        flight = cache.open(ADA, inf)
+        flight = cache.open(Flight(ADA, inf))
         caller = Caller()
         flight.waiters.append(caller)
         flight.value_read = True
@@ -625,7 +625,7 @@ def test_a_change_after_the_value_was_read_keeps_the_answer_out_and_newcomers_aw
 def test_a_change_before_the_value_was_read_disturbs_nobody(
     cache: LookupCache, clock: Clock, epoch: Epoch
 ) -> None:
-    flight = cache.open(ADA, inf)
+    flight = cache.open(Flight(ADA, inf))
     cache.invalidated(ADA)
     assert cache.join(ADA) is flight
     cache.land(flight, 1, None, clock.now, epoch, storable=True)
@@ -635,7 +635,7 @@ def test_a_change_before_the_value_was_read_disturbs_nobody(
 def test_an_error_is_handed_to_everyone_and_kept_for_nobody(
     cache: LookupCache, clock: Clock
 ) -> None:
-    flight = cache.open(ADA, inf)
+    flight = cache.open(Flight(ADA, inf))
     callers = [Caller() for _ in range(3)]
     flight.waiters += callers
     error = TimeoutError()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sfroute.cache import CacheKey, Epoch, LookupCache
+from sfroute.cache import CacheKey, Epoch, Flight, LookupCache
 from sfroute.config import CacheConfig
 
 KEY: CacheKey = ("tests", "ada", "chat")
@@ -18,7 +18,7 @@ class Measured:
         self.look_up()
 
     def look_up(self) -> None:
-        flight = self.cache.open(KEY, self.now + 5)
+        flight = self.cache.open(Flight(KEY, self.now + 5))
         self.cache.land(flight, 1, None, self.now, Epoch(3, self.now + 1), storable=True)
 
 

@@ -435,15 +435,15 @@ class Owner:
         self.cache.fail(flight, RuntimeError())
 
     def read_failed(self, read: Read, error: hiredis.ReplyError) -> None:
-        self._end(read.flight)
+        self._end(read)
 
     def read_lost(self, read: Read, error: Exception) -> None:
-        self._end(read.flight)
+        self._end(read)
 
     def read_torn(self, read: Read) -> None:
-        self._end(read.flight)
+        self._end(read)
 
-    def ask_again(self, flight: Flight, waiters: list[Waiter]) -> None:
+    def ask_again(self, read: Read, waiters: list[Waiter]) -> None:
         raise AssertionError("nobody has joined late")
 
     def note_error(self, batch: object, error: hiredis.ReplyError) -> None:
@@ -478,6 +478,7 @@ async def look_up(runs: list[tuple[list[bytes], list[bool], bool]]) -> None:
             WireSettings(),
             config,
             cache,
+            Owner(cache),
             time.monotonic,
             _ignore,
             telemetry,
@@ -491,11 +492,10 @@ async def look_up(runs: list[tuple[list[bytes], list[bool], bool]]) -> None:
         for number, of_a_link in enumerate(kinds):
             uid = f"u{number}"
             key = ("ns", uid, "chat") if of_a_link else ("ns", uid)
-            flight = cache.open(key, time.monotonic() + 60)
+            read = cache.open(Read(key, time.monotonic() + 60))
             waiting.append(Woken())
-            flight.add(waiting[-1])
-            read = Read(flight, link_tag("ns", uid), lane, Owner(cache), asking=number % 5 == 4)
-            lane.channel.submit(read)
+            read.add(waiting[-1])
+            read.set_out(lane, link_tag("ns", uid), asking=number % 5 == 4)
         lane.channel._flush()
         for chunk in chunks:
             feed(connection, chunk)

@@ -13,7 +13,7 @@ import pytest
 
 import sfroute
 from sfroute import CacheConfig
-from sfroute.cache import Epoch, LookupCache
+from sfroute.cache import Epoch, Flight, LookupCache
 from sfroute.embedded import LocalServer
 
 PACKAGE = Path(sfroute.__file__).parent
@@ -33,7 +33,7 @@ def test_a_million_uids_leave_max_entries(max_entries: int) -> None:
     for number in range(uids):
         if number == uids // 2:
             half = memory()
-        flight = cache.open(("sf", f"uid-{number:020}", "chat"), inf)
+        flight = cache.open(Flight(("sf", f"uid-{number:020}", "chat"), inf))
         cache.land(flight, number, None, 0.0, epoch, storable=True)
         if number % 1000 == 0:
             assert len(cache.entries) <= max_entries
@@ -52,7 +52,7 @@ def test_absent_links_and_services_count_too() -> None:
     epoch = Epoch(1.0, inf)
     for number in range(10_000):
         for key in (("sf", str(number), "chat"), ("sf", str(number))):
-            cache.land(cache.open(key, inf), None, None, 0.0, epoch, storable=True)
+            cache.land(cache.open(Flight(key, inf)), None, None, 0.0, epoch, storable=True)
     assert len(cache.entries) <= 100
 
 
@@ -62,7 +62,7 @@ def test_own_writes_that_nobody_pushes_do_not_pile_up() -> None:
     before = memory()
     for number in range(100_000):
         key = ("sf", f"uid-{number:020}", "chat")
-        cache.land(cache.open(key, inf), 1, None, 0.0, epoch, storable=True)
+        cache.land(cache.open(Flight(key, inf)), 1, None, 0.0, epoch, storable=True)
         cache.write_begins(key)
     assert len(cache.entries) == 0
     assert memory() - before < 4 * 2**20

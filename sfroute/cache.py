@@ -226,6 +226,14 @@ class Entries(cachetools.Cache[CacheKey, Entry]):
     ``cachetools.FIFOCache`` keeps a second, ordered dict beside the data for its order: 140 bytes an entry. A dict
     keeps the order of insertion itself; only removing its first element again and again is slow, so the oldest leave in
     batches.
+
+    Every entry counts as one, so what ``cachetools`` counts is the length of its dict. To use that dict directly spares
+    a miss the frames of Python that count along: a twentieth of its time, and for a batch a tenth.
+
+    Attributes:
+        find: the entry under a key, None if there is none; any thread may call it.
+        take: the same, and removes it; for the event loop.
+        evictions: how many have left to make room.
     """
 
     SHARE: Final = 64
@@ -235,18 +243,39 @@ class Entries(cachetools.Cache[CacheKey, Entry]):
     def __init__(self, max_entries: int) -> None:
         super().__init__(max_entries)
         self.evictions = 0
-        # The dict beneath: there a hit costs no frame of Python, and a miss no exception (0.7 us, of 10 that a look-up
-        # takes). A release of cachetools that names it otherwise fails here, in every test.
-        self.find: Callable[[CacheKey], Entry | None] = vars(self)["_Cache__data"].get
+        # A release of cachetools that names it otherwise fails here, in every test.
+        self._data: dict[CacheKey, Entry] = vars(self)["_Cache__data"]
+        self._room = max_entries
+        # The dict's own: no frame of Python, and no exception for an absent entry.
+        self.find: Callable[[CacheKey], Entry | None] = self._data.get
+        self.take: Callable[[CacheKey, None], Entry | None] = self._data.pop
+
+    @property
+    def currsize(self) -> int:
+        """How many there are."""
+        return len(self._data)
+
+    def __setitem__(self, key: CacheKey, entry: Entry) -> None:
+        data = self._data
+        if key in data:
+            # Its place in the order of eviction is that of its age.
+            del data[key]
+        elif len(data) >= self._room:
+            self.popitem()
+        data[key] = entry
+
+    def __delitem__(self, key: CacheKey) -> None:
+        del self._data[key]
 
     def popitem(self) -> tuple[CacheKey, Entry]:
         """Evict the oldest 1/64 of all entries, 512 at most; return the last of them."""
-        oldest = list(islice(self, min(max(1, len(self) // self.SHARE), self.AT_ONCE)))
+        data = self._data
+        oldest = list(islice(data, min(max(1, len(data) // self.SHARE), self.AT_ONCE)))
         if not oldest:
             raise KeyError("the cache is empty")
-        last = oldest[-1], self[oldest[-1]]
+        last = oldest[-1], data[oldest[-1]]
         for key in oldest:
-            del self[key]
+            del data[key]
         self.evictions += len(oldest)
         return last
 
@@ -340,10 +369,12 @@ class LookupCache:
         ``ttl``: seconds of the link's own remaining time, None for no end. ``storable``: False if nobody vouches for
         the answer from now on (an ASK redirect, or an epoch that ended meanwhile).
         """
-        expires = inf if ttl is None else sent + ttl
         max_age = epoch.max_age
-        deadline = sent + max_age
-        entry = Entry(value, min(expires, deadline), epoch, expires, sent)
+        deadline, expires = sent + max_age, inf
+        if ttl is not None:
+            expires = sent + ttl
+            deadline = min(deadline, expires)
+        entry = Entry(value, deadline, epoch, expires, sent)
         if (
             storable
             and not flight.dirty
@@ -433,11 +464,7 @@ class LookupCache:
         if self._own_writes:
             # Pushes come in order with answers: that of a write before this one is here, or never.
             self._own_writes.pop(key, None)
-        # Taken out first, so that its place in the order of eviction is that of its age.
-        entries = self.entries
-        if entries.find(key) is not None:
-            del entries[key]
-        entries[key] = entry
+        self.entries[key] = entry
         if len(key) == 3:
             services = self._services.get(key[0])
             if services is None:
@@ -446,8 +473,7 @@ class LookupCache:
                 services.add(key[2])
 
     def _remove(self, key: CacheKey) -> None:
-        if self.entries.find(key) is not None:
-            del self.entries[key]
+        if self.entries.take(key, None) is not None:
             self.counts.dropped += 1
 
     def _forget(self, flight: Flight) -> None:

@@ -11,6 +11,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
+from threading import get_ident
 
 from . import forks
 from .cache import LookupCache
@@ -46,6 +47,7 @@ class OpenEngine:
         self.store = store
         self.views = views
         self.loop = asyncio.get_running_loop()
+        self.thread = get_ident()
 
     async def close(self) -> None:
         """End every task and connection; commands under way end as their contracts say."""
@@ -99,11 +101,14 @@ class Engine:
         return f"{self._identity}{next(self._operations):x}"
 
     def parts_here(self) -> OpenEngine | None:
-        """The open parts if they are there and of this event loop: ``opened()`` without a coroutine, for the hot
-        path.
+        """The open parts if their event loop is the one that runs in this thread, and in this thread they were opened:
+        ``opened()`` without a coroutine, for the hot path. None leaves the question to ``opened()``.
         """
         parts = self.parts
-        return parts if parts is not None and parts.loop is asyncio.get_running_loop() else None
+        # asyncio.get_running_loop() asks the system for the process id each time, for a twentieth of a miss.
+        if parts is None or parts.thread != get_ident() or not parts.loop.is_running():
+            return None
+        return parts
 
     async def opened(self) -> OpenEngine:
         """The open parts; opens them if need be.

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import binascii
 import re
-from functools import lru_cache
 from typing import Final, NamedTuple
 
 from .errors import InvalidArgument
@@ -41,6 +40,7 @@ __all__ = [
     "slot_of",
     "slot_of_tag",
     "state_key",
+    "tag_and_slot",
     "tagged_link_key",
     "workload_key",
 ]
@@ -99,56 +99,61 @@ _NAME_RULE: Final = "'{', '}' or control characters"
 
 
 # Namespaces and services are few and used again and again; uids are many: only the former are remembered.
-@lru_cache(maxsize=1024, typed=True)
+MAX_REMEMBERED: Final = 4096
+_good_namespaces: set[str] = set()
+_good_services: set[str] = set()
+
+
+def _remember(good: set[str], name: str) -> None:
+    # Of a subclass of str nobody knows what it equals.
+    if type(name) is str:
+        if len(good) >= MAX_REMEMBERED:
+            good.clear()
+        good.add(name)
+
+
 def _check_namespace(namespace: str) -> None:
-    _check_name("namespace", namespace, _BAD_IN_NAMESPACE, _NAMESPACE_RULE)
-
-
-@lru_cache(maxsize=4096, typed=True)
-def _check_service(service: str) -> None:
-    _check_name("service", service, _BAD_IN_NAME, _NAME_RULE)
+    if type(namespace) is not str or namespace not in _good_namespaces:
+        _check_name("namespace", namespace, _BAD_IN_NAMESPACE, _NAMESPACE_RULE)
+        _remember(_good_namespaces, namespace)
 
 
 def check_service_names(namespace: str, service: str) -> None:
     """Raise ``InvalidArgument`` unless both names may be part of a key."""
-    _remember_namespace(namespace)
-    try:
-        _check_service(service)
-    except TypeError:  # unhashable, so no str
+    _check_namespace(namespace)
+    if type(service) is not str or service not in _good_services:
         _check_name("service", service, _BAD_IN_NAME, _NAME_RULE)
-
-
-def _remember_namespace(namespace: str) -> None:
-    try:
-        _check_namespace(namespace)
-    except TypeError:  # unhashable, so no str
-        _check_name("namespace", namespace, _BAD_IN_NAMESPACE, _NAMESPACE_RULE)
+        _remember(_good_services, service)
 
 
 def check_link_names(namespace: str, uid: str, service: str) -> None:
     """Raise ``InvalidArgument`` unless all three names may be part of a key."""
-    try:
-        _check_namespace(namespace)
-        _check_service(service)
-    except TypeError:  # unhashable, so no str
+    # As check_service_names, without its frame: every miss comes by here.
+    if (
+        type(namespace) is not str
+        or namespace not in _good_namespaces
+        or type(service) is not str
+        or service not in _good_services
+    ):
         check_service_names(namespace, service)
     _check_uid(uid)
 
 
 def check_uid_names(namespace: str, uid: str) -> None:
     """Raise ``InvalidArgument`` unless both names may be part of a key."""
-    _remember_namespace(namespace)
+    _check_namespace(namespace)
     _check_uid(uid)
 
 
 def _check_uid(uid: str) -> None:
-    # One pass over a well-formed uid; the slow path finds the words for a bad one.
+    # What is certainly well-formed; the slow path has the rule, and finds the words for a bad one.
     if (
         type(uid) is not str
-        or not uid
-        or len(uid) > MAX_NAME_BYTES
+        or not 0 < len(uid) <= MAX_NAME_BYTES
         or not uid.isascii()
-        or _BAD_IN_NAME.search(uid) is not None
+        or not uid.isprintable()
+        or "{" in uid
+        or "}" in uid
     ):
         _check_name("uid", uid, _BAD_IN_NAME, _NAME_RULE)
 
@@ -206,6 +211,12 @@ def link_key(namespace: str, uid: str, service: str) -> str:
 def link_tag(namespace: str, uid: str) -> bytes:
     """The hash tag of a uid's keys, as bytes; what ``slot_of_tag`` and ``tagged_link_key`` take. Does not check."""
     return f"{namespace}:lk:{uid}".encode()
+
+
+def tag_and_slot(namespace: str, uid: str) -> tuple[bytes, int]:
+    """``link_tag`` and ``slot_of_tag`` at once."""
+    tag = f"{namespace}:lk:{uid}".encode()
+    return tag, binascii.crc_hqx(tag, 0) & (SLOTS - 1)
 
 
 def tagged_link_key(tag: bytes, service: str) -> bytes:

@@ -4,9 +4,8 @@ cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
-from time import time_ns
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from time import monotonic, time_ns
 
 from .cache import CacheKey, Entry, Flight
 from .engine import Engine
@@ -53,19 +52,24 @@ class LinkReader:
                 hits(operation, key[0], key[2] if len(key) == 3 else None, key[1], started)
         return entry
 
-    def past_cache(self, operation: str, key: CacheKey, fresh: bool) -> Coroutine[Any, Any, Flight]:
+    def past_cache(self, operation: str, key: CacheKey, fresh: bool) -> Awaitable[Flight]:
         """The finished flight of a look-up that is a public call of its own, to be awaited at once.
 
-        Raises, and so does what is awaited, what ``Lookups.find`` raises. (No coroutine itself: each costs every miss.)
+        Raises, and so does what is awaited, what ``Lookups.find`` raises; or the flight has failed, which
+        ``entry_of`` tells. (No coroutine where none is needed: each costs every miss.)
         """
-        record = self._telemetry.begin(operation, key[0], key[2] if len(key) == 3 else None, key[1])
-        if record is not None:
-            return self._telemetry.follow(record, self.look_up(operation, key, fresh))
+        now = monotonic()
+        if now >= self._telemetry.asleep_until:
+            service = key[2] if len(key) == 3 else None
+            record = self._telemetry.begin(operation, key[0], service, key[1])
+            if record is not None:
+                return self._telemetry.follow(record, self.look_up(operation, key, fresh))
         parts = self._engine.parts_here()
         if parts is None:
             return self.look_up(operation, key, fresh)
         check_lookup(key)
-        return parts.lookups.find(key, operation, fresh)
+        opened = parts.lookups.open(key, now) if not fresh else None
+        return opened if opened is not None else parts.lookups.find(key, operation, fresh)
 
     async def look_up(self, operation: str, key: CacheKey, fresh: bool) -> Flight:
         """The finished flight of a look-up. Raises what ``Lookups.find`` raises."""

@@ -17,11 +17,11 @@ from bisect import insort
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
-from .cache import CacheKey, Flight, LookupCache, Waiter
+from .cache import CacheKey, Entry, Flight, LookupCache, Waiter
 from .config import RouterConfig
 from .errors import RouterClosed, StoreError, StoreUnavailable
 from .failures import Failure, Kind, read_failure
-from .keys import link_tag, slot_of_tag
+from .keys import link_tag, tag_and_slot
 from .lane import Lane, Read
 from .replies import corrupt, refused
 from .telemetry import CURRENT, CallRecord, ClientRecord, Telemetry, names
@@ -29,7 +29,7 @@ from .topology import Topology
 from .types import LaneStats
 from .wire import Address, HandshakeRefused, ReplyError, WireSettings
 
-__all__ = ["Lookups", "raise_unless_again"]
+__all__ = ["Lookups", "entry_of", "error_for_one", "raise_unless_again"]
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +94,18 @@ class Lookups:
 
     # For the router
 
+    def open(self, key: CacheKey, now: float) -> asyncio.Future[Flight] | None:
+        """The future of a new look-up, which may fail and then has an ``error``; None if there is one to join.
+
+        For a call of which telemetry need not know: ``find`` without a coroutine. Who opens a look-up has no more time
+        than it, so an error is final.
+        """
+        if self.cache.join(key) is not None:
+            return None
+        future: asyncio.Future[Flight] = self._loop.create_future()
+        self._begin(key, future, False, None, now + self._deadline)
+        return future
+
     async def find(self, key: CacheKey, operation: str, bypass: bool = False) -> Flight:
         """The finished flight of a look-up made for a public ``operation``.
 
@@ -157,6 +169,17 @@ class Lookups:
                     record.outcome = record.outcome or names.JOINED
                     flight.calls().append(record)
                 return
+        self._begin(key, waiter, bypass, record, give_up)
+
+    def _begin(
+        self,
+        key: CacheKey,
+        waiter: Waiter,
+        bypass: bool,
+        record: CallRecord | None,
+        give_up: float,
+    ) -> None:
+        cache = self.cache
         cache.counts.misses += 1
         read = Read(key, give_up, not bypass)
         read.waiters.append(waiter)
@@ -222,9 +245,7 @@ class Lookups:
     # Sending
 
     def _send(self, read: Read, hops: int = 0) -> None:
-        key = read.key
-        tag = link_tag(key[0], key[1])
-        slot = slot_of_tag(tag)
+        tag, slot = tag_and_slot(read.key[0], read.key[1])
         lane = self._lane_of_slot.get(slot)
         if lane is None:
             address = self._topology.address_of(slot)
@@ -460,6 +481,14 @@ class Lookups:
 
 def _target(failure: Failure, read: Read) -> Address:
     return Address(failure.host or read.lane.address.host, failure.port)
+
+
+def entry_of(flight: Flight, operation: str) -> Entry:
+    """The answer of a finished flight. Raises its error if it has failed."""
+    if flight.entry is None:
+        assert flight.error is not None
+        raise error_for_one(flight.error, operation)
+    return flight.entry
 
 
 def raise_unless_again(error: Exception, operation: str, time_left: bool) -> None:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import atexit
 import threading
-import time
 import warnings
 import weakref
 from collections.abc import Callable, Collection, Coroutine, Generator, Sequence
 from dataclasses import replace
-from time import time_ns
+from time import monotonic, time_ns
 from types import SimpleNamespace, TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -80,7 +79,6 @@ class Router:
         # A client of another event loop cannot be used on this router's own: only its settings are.
         self._target = replace(target, borrowed=None)
         self._config = checked_config(config)
-        self._clock = time.monotonic
         self._closed = False
         self._forget_everything()
         forks.register(self)
@@ -272,17 +270,19 @@ class Router:
     # Links: reading
 
     def get_linked_pod(
-        self, namespace: str, uid: str, service: str, *, fresh: bool = False
+        self, namespace: str, uid: str, service: str, fresh: bool = False
     ) -> int | None:
         """The pod a uid is linked to, None if it has no link. Cached; ``fresh`` asks the store."""
-        # The hot path, in the caller's thread: reading an entry needs no lock (see cache.py).
+        # The hot path, as in router.py, in the caller's thread: reading an entry needs no lock (see cache.py).
         hits = self._telemetry.hits
         started = time_ns() if hits is not None else 0
+        key = (namespace, uid, service)
         if not fresh:
+            find = self._find
             try:
-                entry = self._find((namespace, uid, service))
+                entry = find(key)
                 if entry is not None:
-                    now = self._clock()
+                    now = monotonic()
                     if now < entry.deadline and now < entry.epoch.healthy_until:
                         self._counts.hits += 1
                         if hits is not None:
@@ -290,7 +290,7 @@ class Router:
                         return entry.value  # type: ignore[no-any-return]  # under a key of three parts stand pods
             except TypeError:  # it cannot even be hashed: check_lookup has the words for it
                 pass
-        flight = self._past_cache("get_linked_pod", (namespace, uid, service), fresh=fresh)
+        flight = self._past_cache("get_linked_pod", key, fresh=fresh)
         return flight.entry.pod if flight.entry is not None else None
 
     def get_linked_pod_if_persist(
@@ -458,7 +458,7 @@ class Router:
         background = self._background
         if background is None:
             return None
-        return background.router.reader.cached(operation, key, fresh=fresh)
+        return background.router.reader.cached(operation, key, fresh)
 
     def _past_cache(self, operation: str, key: CacheKey, *, fresh: bool) -> Flight:
         background = self._running()

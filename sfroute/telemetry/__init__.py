@@ -14,6 +14,8 @@ import inspect
 import logging
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from math import inf
+from time import monotonic
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 from opentelemetry import context as otel_context
@@ -52,12 +54,14 @@ class Telemetry:
 
     Attributes:
         hits: records cached answers; None while nobody wants spans of them.
+        asleep_until: before this instant ``begin`` returns None for sure: who is in a hurry need not call it.
     """
 
     def __init__(self, config: TelemetryConfig, clock: Callable[[], float]) -> None:
         self._config = config
         self._clock = clock
-        self._looked_at = float("-inf")
+        self.asleep_until = -inf
+        self._look_again_at = -inf
         self._tracing = False
         self._metering = False
         self._closed = False
@@ -75,9 +79,10 @@ class Telemetry:
 
     def _look_for_sdk(self) -> None:
         """Find out whether spans and metrics go anywhere. Costs microseconds: never on the hot path."""
-        self._looked_at = self._clock()
-        if not self._config.enabled or self._closed:
+        if self._closed or not self._config.enabled:
+            self.asleep_until = inf
             return
+        self._look_again_at = self._clock() + LOOK_FOR_SDK_SECONDS
         if not self._tracing:
             tracer = _real_tracer(self._config.tracer_provider)
             if tracer is not None:
@@ -85,6 +90,8 @@ class Telemetry:
                 self._tracing = True
                 self._expect_hits()
         self._metering = self._metering or _has_meter(self._config.meter_provider)
+        recording = self._tracing or self._metering
+        self.asleep_until = -inf if recording else self._look_again_at
 
     def _expect_hits(self) -> None:
         """The first hit starts the worker, so that those after it need not look for one."""
@@ -108,13 +115,10 @@ class Telemetry:
         self, operation: str, namespace: str | None, service: str | None, uid: str | None
     ) -> CallRecord | None:
         """Note that a public call begins, in the context of its caller; None if nobody wants to know."""
-        if self._closed:
+        if not (self._tracing and self._metering) and self._clock() >= self._look_again_at:
+            self._look_for_sdk()
+        if self._closed or not (self._tracing or self._metering):
             return None
-        if not (self._tracing and self._metering):
-            if self._clock() - self._looked_at >= LOOK_FOR_SDK_SECONDS:
-                self._look_for_sdk()
-            if not (self._tracing or self._metering):
-                return None
         return CallRecord(operation, namespace, service, uid, otel_context.get_current())
 
     def end(self, record: CallRecord, error: BaseException | None = None) -> None:
@@ -262,6 +266,7 @@ class Telemetry:
         Takes ``FLUSH_SECONDS`` at most; what is queued then is dropped.
         """
         self._closed = True
+        self.asleep_until = inf
         self.hits = None
         loop = asyncio.get_running_loop()
         done = asyncio.Event()
@@ -287,6 +292,7 @@ class Telemetry:
     def abandon(self, source: Source) -> None:
         """The router is collected without having been closed."""
         self._closed = True
+        self.asleep_until = inf
         self.hits = None
         self._recorder.stop(lambda: None)
         self._retire(source)
@@ -354,6 +360,8 @@ def traced(
     @functools.wraps(method)
     async def call(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         telemetry = self.telemetry
+        if monotonic() < telemetry.asleep_until:
+            return await method(self, *args, **kwargs)
         subject: list[Any] = []
         for name, place in places:
             given = place is not None and place < len(args)

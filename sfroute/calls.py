@@ -37,8 +37,8 @@ class Call:
         self._skip = asking
 
     def abandoned(self) -> bool:
-        """True if its caller has gone."""
-        return self.future.cancelled()
+        """True if its caller has gone, or waits no longer."""
+        return self.future.done()
 
     def on_reply(self, reply: object) -> None:
         """A reply; that to ASKING is nobody's."""

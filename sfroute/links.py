@@ -85,19 +85,14 @@ class LinkWriter:
 
     Attributes:
         on_change: called with namespace, uid and service as soon as a write has taken effect.
+        record_ms: how long a script keeps its operation record, in milliseconds.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.on_change: Callable[[str, str, str | None], None] = lambda *_: None
-
-    @property
-    def record_ms(self) -> int:
-        """How long a script keeps its operation record, in milliseconds.
-
-        A repetition comes before the deadline; a first attempt that a stopped server executes late comes soon after.
-        """
-        return int(2000 * self._engine.config.retry.deadline) + 1000
+        # A repetition comes before the deadline; a first attempt that a stopped server executes late comes soon after.
+        self.record_ms = int(2000 * engine.config.retry.deadline) + 1000
 
     async def run(
         self,
@@ -108,7 +103,7 @@ class LinkWriter:
     ) -> object:
         """Run a script on the keys of ``link`` (namespace, uid, service: checked); ``args`` are its ARGV, whole."""
         namespace, uid, service = link
-        parts = await self._engine.opened()
+        parts = self._engine.parts_here() or await self._engine.opened()
 
         def drop() -> None:
             self.drop(namespace, uid, service)

@@ -13,12 +13,12 @@ import asyncio
 import copy
 import logging
 import random
-from bisect import insort
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from .cache import CacheKey, Entry, Flight, LookupCache, Waiter
 from .config import RouterConfig
+from .deadlines import Deadlines
 from .errors import RouterClosed, StoreError, StoreUnavailable
 from .failures import Failure, Kind, read_failure
 from .keys import link_tag, tag_and_slot
@@ -85,9 +85,7 @@ class Lookups:
         self._parked: list[Read] = []
         self._parked_rounds = 0
         self._unpark_timer: asyncio.TimerHandle | None = None
-        # Flights in the order of their deadlines, which nearly always is that of their opening.
-        self._by_deadline: deque[Flight] = deque()
-        self._deadline_timer: asyncio.TimerHandle | None = None
+        self._deadlines = Deadlines(clock, self._expire)
         self._warned_untracked = False
         self._closed = False
         topology.on_change(self._on_topology_change)
@@ -190,7 +188,7 @@ class Lookups:
             record.outcome = names.MISS
             read.calls().append(record)
         cache.open(read)
-        self._watch_deadline(read)
+        self._deadlines.watch(read)
         self._send(read)
 
     def request_again(
@@ -222,13 +220,10 @@ class Lookups:
     async def close(self) -> None:
         """End all lanes; look-ups under way fail with ``RouterClosed``."""
         self._closed = True
-        for timer in (self._unpark_timer, self._deadline_timer):
-            if timer is not None:
-                timer.cancel()
-        while self._by_deadline:
-            flight = self._by_deadline.popleft()
-            if not flight.done:
-                self.cache.fail(flight, RouterClosed())
+        if self._unpark_timer is not None:
+            self._unpark_timer.cancel()
+        for read in self._deadlines.close():
+            self.cache.fail(read, RouterClosed())
         lanes = list(self._lanes.values())
         self._lanes.clear()
         for lane in lanes:
@@ -323,7 +318,7 @@ class Lookups:
         for waiter in waiters:
             newer.add(waiter)
         if opened is not None:
-            self._watch_deadline(opened)
+            self._deadlines.watch(opened)
             self._send(opened)
 
     def batch_ended(self, batch: ClientRecord, error: Exception | None) -> None:
@@ -408,37 +403,10 @@ class Lookups:
 
     # Deadlines
 
-    def _watch_deadline(self, flight: Flight) -> None:
-        queue = self._by_deadline
-        while queue and queue[0].done:
-            queue.popleft()
-        if queue and flight.deadline < queue[-1].deadline:
-            # Its caller has spent some time on another flight.
-            insort(queue, flight, key=lambda each: each.deadline)
-            if queue[0] is flight and self._deadline_timer is not None:
-                self._deadline_timer.cancel()
-                self._deadline_timer = None
-        else:
-            queue.append(flight)
-        if self._deadline_timer is None:
-            self._arm_deadline(flight.deadline)
-
-    def _arm_deadline(self, deadline: float) -> None:
-        self._deadline_timer = self._loop.call_later(
-            max(0.0, deadline - self._clock()), self._check_deadlines
-        )
-
-    def _check_deadlines(self) -> None:
-        self._deadline_timer = None
-        now = self._clock()
-        queue = self._by_deadline
-        while queue and (queue[0].done or queue[0].deadline <= now):
-            flight = queue.popleft()
-            # No answer in time is the store out of reach, too.
-            if not flight.done and not self._serve_stale(flight):
-                self.cache.fail(flight, self._too_late(flight))
-        if queue:
-            self._arm_deadline(queue[0].deadline)
+    def _expire(self, read: Read) -> None:
+        # No answer in time is the store out of reach, too.
+        if not self._serve_stale(read):
+            self.cache.fail(read, self._too_late(read))
 
     def _too_late(self, flight: Flight) -> StoreUnavailable:
         error = StoreUnavailable(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Mapping, Sequence
 from time import monotonic, time_ns
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from . import forks, replies
 from .cache import CacheKey, Entry
@@ -638,10 +638,10 @@ class AsyncRouter:
             Command(operation, key, str(command[0]), encode(*command), write=write)
         )
 
-    async def _change(
+    def _change(
         self, operation: str, script: str, namespace: str, uid: str, service: str, *args: str | int
-    ) -> object:
-        return await self._writer.run(
+    ) -> Coroutine[Any, Any, object]:
+        return self._writer.run(
             operation, script, (namespace, uid, service), [service, *args, self._writer.record_ms]
         )
 

@@ -21,14 +21,16 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from math import inf
+from typing import Final, TypeVar
 
 from .acks import AckObserver, DurableCall, TooFewAcks
 from .calls import Call, Lost
 from .channel import Channel
 from .config import RouterConfig
+from .deadlines import Deadlines
 from .errors import OutcomeUnknown, RouterClosed, ScriptFailed, StoreError, StoreUnavailable
 from .failures import Failure, Kind, read_failure
 from .keys import link_prefix, parse_link_key, slot_of
@@ -42,6 +44,8 @@ __all__ = ["Command", "Store", "script_command"]
 
 _log = logging.getLogger(__name__)
 
+_R = TypeVar("_R")
+
 MAX_HOPS = 3
 
 
@@ -49,9 +53,9 @@ def _nothing() -> None:
     """Nothing to do in the data callback."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Command:
-    """One command for one key, and what may be done with it.
+    """One command for one key, and what may be done with it. (Nobody changes one; to have it frozen costs 1 us each.).
 
     Attributes:
         operation: the public operation it serves.
@@ -109,8 +113,15 @@ def script_command(
 
 @dataclass(slots=True)
 class _Course:
-    """What has happened to a command so far."""
+    """What has happened to a command so far.
 
+    Attributes:
+        deadline: instant at which it is given up.
+        done: it is over.
+    """
+
+    deadline: float
+    done: bool = False
     pinned: Address | None = None
     address: Address | None = None
     asking: bool = False
@@ -122,6 +133,16 @@ class _Course:
     too_few_acks: TooFewAcks | None = None
     last_error: Exception | None = None
     record: ClientRecord | None = None
+
+
+_TIME_IS_UP: Final = object()
+"""In place of a reply: the command's deadline has passed."""
+
+
+def _time_is_up(course: _Course) -> None:
+    """Wake who waits for a reply; who pauses looks at the deadline itself."""
+    if course.call is not None and not course.call.future.done():
+        course.call.future.set_result(_TIME_IS_UP)
 
 
 class Store:
@@ -144,6 +165,7 @@ class Store:
         self._telemetry = telemetry
         self._channels: dict[Address, Channel] = {}
         self._durable: dict[Address, Channel] = {}
+        self._deadlines = Deadlines(clock, _time_is_up)
         self._closed = False
         topology.on_change(self._on_topology_change)
 
@@ -167,41 +189,52 @@ class Store:
         loaded = sum(not isinstance(answer, (ReplyError, Lost)) for answer in answers)
         _log.debug("%d of %d scripts preloaded", loaded, len(calls))
 
-    async def run(self, command: Command) -> object:
-        """The reply to a command, sent as often as needed and allowed.
+    def run(self, command: Command) -> Coroutine[None, None, object]:
+        """The reply to a command, sent as often as needed and allowed; to be awaited at once.
 
         Raises ``StoreUnavailable``, ``OutcomeUnknown``, ``CorruptReply``, ``ScriptFailed``, another ``StoreError``, or
         ``RouterClosed``.
         """
-        return await self._run(command, _Course())
+        return self._run(command, self._course())
 
-    async def run_on(self, address: Address, command: Command) -> object:
-        """The reply of this one node, whoever owns the key. Raises what ``run`` raises."""
-        return await self._run(command, _Course(pinned=address))
+    def run_on(self, address: Address, command: Command) -> Coroutine[None, None, object]:
+        """The reply of this one node, whoever owns the key; to be awaited at once. Raises what ``run`` raises."""
+        course = self._course()
+        course.pinned = address
+        return self._run(command, course)
 
-    async def _run(self, command: Command, course: _Course) -> object:
+    def _course(self) -> _Course:
+        return _Course(self._clock() + self._config.retry.deadline)
+
+    def _run(self, command: Command, course: _Course) -> Coroutine[None, None, object]:
+        # No coroutine itself: each costs every write.
         course.record = record = self._telemetry.client(
             command.name, script=command.script.name if command.script is not None else ""
         )
         if record is None:
-            return await self._until_deadline(command, course)
+            return self._until_deadline(command, course)
+        return self._recorded(record, self._until_deadline(command, course))
+
+    async def _recorded(self, record: ClientRecord, work: Coroutine[None, None, _R]) -> _R:
         try:
-            reply = await self._until_deadline(command, course)
+            result = await work
         except BaseException as error:
             self._telemetry.client_ended(record, error)
             raise
         self._telemetry.client_ended(record)
-        return reply
+        return result
 
     async def _until_deadline(self, command: Command, course: _Course) -> object:
+        self._deadlines.watch(course)
         try:
-            async with asyncio.timeout(self._config.retry.deadline):
-                return await self._attempts(command, course)
+            return await self._attempts(command, course)
         except TimeoutError as error:
             call = course.call
             if call is not None and call.sent_at > -inf:
                 course.ambiguous = True
             raise self._gave_up(command, course) from course.last_error or error
+        finally:
+            course.done = True
 
     async def run_many(self, commands: Sequence[Command]) -> list[object]:
         """The replies to many commands, in order; those of one node travel together."""
@@ -210,15 +243,8 @@ class Store:
         if len(commands) == 1:
             return [await self.run(commands[0])]
         record = self._telemetry.client(f"PIPELINE {commands[0].name}", size=len(commands))
-        try:
-            results = await self._run_together(commands, record)
-        except BaseException as error:
-            if record is not None:
-                self._telemetry.client_ended(record, error)
-            raise
-        if record is not None:
-            self._telemetry.client_ended(record)
-        return results
+        together = self._run_together(commands, record)
+        return await (together if record is None else self._recorded(record, together))
 
     async def _run_together(
         self, commands: Sequence[Command], record: ClientRecord | None
@@ -234,18 +260,18 @@ class Store:
                 call = Call(command.payload, asking=False, settled=command.settled)
                 self._channel(address).submit(call)
             first.append((command, call))
-        deadline = asyncio.get_running_loop().time() + self._config.retry.deadline
+        deadline = self._clock() + self._config.retry.deadline
         results: list[object] = []
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout(self._config.retry.deadline):
                 for command, call in first:
                     reply = await call.future if call is not None else None
                     if call is None or isinstance(reply, (ReplyError, Lost)):
                         # The few that met trouble take the long way, each on its own.
-                        reply = await self._attempts(command, _Course(record=record))
+                        reply = await self._attempts(command, _Course(deadline, record=record))
                     results.append(reply)
         except TimeoutError as error:
-            raise self._gave_up(commands[0], _Course()) from error
+            raise self._gave_up(commands[0], _Course(deadline)) from error
         finally:
             for _, call in first:
                 if call is not None:
@@ -255,6 +281,7 @@ class Store:
     async def close(self) -> None:
         """End all connections; commands under way end as the contract says."""
         self._closed = True
+        self._deadlines.close()
         channels = [*self._channels.values(), *self._durable.values()]
         self._channels.clear()
         self._durable.clear()
@@ -288,6 +315,8 @@ class Store:
             if told is not None:
                 told.server = address
             reply = await course.call.future
+            if reply is _TIME_IS_UP:
+                raise TimeoutError
             course.call = None
             if told is not None:
                 told.peer = channel.connection.peer if channel.connection else None
@@ -375,7 +404,11 @@ class Store:
     async def _pause(self, course: _Course, reason: str) -> None:
         self._note_retry(course, reason)
         course.pauses += 1
-        await asyncio.sleep(self._config.retry.pause(course.pauses, random.random()))
+        pause = self._config.retry.pause(course.pauses, random.random())
+        left = course.deadline - self._clock()
+        await asyncio.sleep(min(pause, left))
+        if pause >= left:
+            raise TimeoutError
 
     def _gave_up(self, command: Command, course: _Course) -> StoreError:
         seconds = self._config.retry.deadline

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import binascii
 import re
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from .errors import InvalidArgument
@@ -27,6 +28,7 @@ __all__ = [
     "LinkKey",
     "check_encodable",
     "check_link_names",
+    "check_many_link_names",
     "check_persist_seconds",
     "check_pod",
     "check_service_names",
@@ -139,6 +141,21 @@ def check_link_names(namespace: str, uid: str, service: str) -> None:
     _check_uid(uid)
 
 
+def check_many_link_names(namespace: str, uids: Sequence[str], service: str) -> None:
+    """``check_link_names`` for each uid."""
+    check_service_names(namespace, service)
+    # Well-formed ones all at once, as _check_uid does one; in a batch that is a tenth of the time.
+    if not uids or (
+        set(map(type, uids)) == {str}
+        and 0 < min(map(len, uids))
+        and max(map(len, uids)) <= MAX_NAME_BYTES
+        and _is_plain("".join(uids))
+    ):
+        return
+    for uid in uids:
+        _check_uid(uid)
+
+
 def check_uid_names(namespace: str, uid: str) -> None:
     """Raise ``InvalidArgument`` unless both names may be part of a key."""
     _check_namespace(namespace)
@@ -147,15 +164,12 @@ def check_uid_names(namespace: str, uid: str) -> None:
 
 def _check_uid(uid: str) -> None:
     # What is certainly well-formed; the slow path has the rule, and finds the words for a bad one.
-    if (
-        type(uid) is not str
-        or not 0 < len(uid) <= MAX_NAME_BYTES
-        or not uid.isascii()
-        or not uid.isprintable()
-        or "{" in uid
-        or "}" in uid
-    ):
+    if type(uid) is not str or not 0 < len(uid) <= MAX_NAME_BYTES or not _is_plain(uid):
         _check_name("uid", uid, _BAD_IN_NAME, _NAME_RULE)
+
+
+def _is_plain(text: str) -> bool:
+    return text.isascii() and text.isprintable() and "{" not in text and "}" not in text
 
 
 def check_pod(pod: int, argument: str = "pod") -> None:

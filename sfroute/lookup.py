@@ -41,20 +41,24 @@ TOGETHER = 256
 
 
 class _Gathering:
-    """Waits for many flights with one future."""
+    """Waits for many flights with one future.
+
+    Attributes:
+        done: as a waiter's; the future's own, without a frame of Python.
+        flights: those that are over.
+    """
 
     def __init__(self, expected: int, all_done: asyncio.Future[None]) -> None:
-        self.all_done = all_done
+        self.done = all_done.done
         self.flights: list[Flight] = []
+        self._all_done = all_done
         self._expected = expected
 
-    def done(self) -> bool:
-        return self.all_done.done()
-
     def set_result(self, result: Flight) -> None:
-        self.flights.append(result)
-        if len(self.flights) == self._expected:
-            self.all_done.set_result(None)
+        flights = self.flights
+        flights.append(result)
+        if len(flights) == self._expected:
+            self._all_done.set_result(None)
 
 
 class Lookups:
@@ -127,15 +131,19 @@ class Lookups:
         """The finished flights of many look-ups, in any order. Raises what ``find`` raises, for the first that
         failed.
         """
-        gathering = _Gathering(len(keys), self._loop.create_future())
+        all_done: asyncio.Future[None] = self._loop.create_future()
+        gathering = _Gathering(len(keys), all_done)
         give_up = self._clock() + self._deadline
         record = CURRENT.get()
         for number, key in enumerate(keys, 1):
-            self.request(key, gathering, bypass, record, give_up)
+            if bypass or self.cache.join(key) is None:
+                self._begin(key, gathering, bypass, record, give_up)
+            else:
+                self.request(key, gathering, bypass, record, give_up)
             if number % TOGETHER == 0:
                 # These leave, and others have their turn, while the next ones are made.
                 await asyncio.sleep(0)
-        await gathering.all_done
+        await all_done
         flights = gathering.flights
         if record is not None:
             record.stale = any(flight.stale for flight in flights)

@@ -18,6 +18,7 @@ from .evacuation import Evacuation, check_rate
 from .keys import (
     check_encodable,
     check_link_names,
+    check_many_link_names,
     check_persist_seconds,
     check_pod,
     check_service_names,
@@ -402,30 +403,34 @@ class AsyncRouter:
 
         Cache first; the rest travels pipelined, in one round trip per node. Duplicates are kept.
         """
-        check_service_names(namespace, service)
         uids = _checked_sequence("uids", uids)
-        for uid in uids:
-            check_link_names(namespace, uid, service)
+        check_many_link_names(namespace, uids, service)
         cache = self._cache
-        entries: dict[str, Entry | None] = {}
+        entries: dict[str, Entry] = {}
         missing: list[CacheKey] = []
         for uid in dict.fromkeys(uids):
-            entry = None if fresh else cache.fresh((namespace, uid, service))
-            entries[uid] = entry
+            key = (namespace, uid, service)
+            entry = None if fresh else cache.fresh(key)
             if entry is None:
-                missing.append((namespace, uid, service))
-        self._counts.hits += len(entries) - len(missing)
+                missing.append(key)
+            else:
+                entries[uid] = entry
+        self._counts.hits += len(entries)
         if not missing:
             self._telemetry.answered_from_cache()
         else:
             engine = await self._engine.opened()
             for flight in await engine.lookups.find_many(missing, "batch_get_linked_pod", fresh):
-                entries[flight.key[1]] = flight.entry
+                entries[flight.key[1]] = entry_of(flight, "batch_get_linked_pod")
         by_pod: dict[int, list[str]] = {}
         for uid in uids:
-            entry = entries[uid]
-            if entry is not None and isinstance(entry.value, int):
-                by_pod.setdefault(entry.value, []).append(uid)
+            pod = entries[uid].value
+            if isinstance(pod, int):
+                found = by_pod.get(pod)
+                if found is None:
+                    by_pod[pod] = [uid]
+                else:
+                    found.append(uid)
         return by_pod
 
     # Routing

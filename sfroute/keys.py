@@ -147,7 +147,7 @@ def check_many_link_names(namespace: str, uids: Sequence[str], service: str) -> 
     # Well-formed ones all at once, as _check_uid does one; in a batch that is a tenth of the time.
     if not uids or (
         set(map(type, uids)) == {str}
-        and 0 < min(map(len, uids))
+        and min(map(len, uids)) > 0
         and max(map(len, uids)) <= MAX_NAME_BYTES
         and _is_plain("".join(uids))
     ):

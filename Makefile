@@ -97,6 +97,22 @@ types: venv ## check the types: mypy --strict everywhere, pyright on the public 
 docs-cli: venv ## write docs/reference/cli.md anew: the options of every command, and a session really run
 	$(BIN)/python docs/cli_sessions.py
 
+# The site's tools have an environment of their own.
+DOCS_VENV ?= .cache/venv-docs
+DOCS_STAMP := $(DOCS_VENV)/.installed
+SITE ?= .cache/site
+
+$(DOCS_STAMP): pyproject.toml constraints/docs.txt constraints/dev.txt
+	@.ci/make-venv $(DOCS_VENV) docs constraints/docs.txt constraints/dev.txt
+	@touch $@
+
+# NO_MKDOCS_2_WARNING: mkdocs-material tells everyone of a successor of mkdocs, which pyproject.toml excludes.
+.PHONY: docs
+docs: $(DOCS_STAMP) ## build the site of docs/ into .cache/site; a link that leads nowhere is an error
+	@NO_MKDOCS_2_WARNING=true \
+		$(DOCS_VENV)/bin/python -m mkdocs --quiet build --strict --config-file docs/site/mkdocs.yml --site-dir $(abspath $(SITE))
+	@echo "$(SITE)/index.html"
+
 AUDIT := .cache/venv-audit/bin
 
 # --strict: a package of which the service of advisories knows nothing has not been looked at, and is a failure.
@@ -142,7 +158,7 @@ ci: ## everything that a change must pass
 	@.ci/run
 
 .PHONY: lock
-lock: ## write constraints/dev.txt and bench.txt anew: the newest versions that pyproject.toml admits
+lock: ## write constraints/dev.txt, bench.txt and docs.txt anew: the newest versions that pyproject.toml admits
 	@.ci/lock
 
 .PHONY: clean

@@ -93,6 +93,10 @@ types: venv ## check the types: mypy --strict everywhere, pyright on the public 
 	$(BIN)/mypy
 	$(BIN)/pyright
 
+.PHONY: docs-reference
+docs-reference: venv ## write docs/reference/configuration.md and scripts.md anew, from the docstrings and the Lua files
+	$(BIN)/python docs/reference_pages.py
+
 .PHONY: docs-cli
 docs-cli: venv ## write docs/reference/cli.md anew: the options of every command, and a session really run
 	$(BIN)/python docs/cli_sessions.py

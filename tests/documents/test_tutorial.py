@@ -1,0 +1,91 @@
+"""The tutorial, typed as it stands: two terminals, two files, and what each command shows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support.documents import Block, Terminal, Typed, block, same, typed
+
+PAGE = "docs/tutorial.md"
+FILES = {
+    "pod.py": block(PAGE, "python", 0),
+    "gateway.py": block(PAGE, "python", 1),
+}
+SESSION = [
+    block(PAGE, "console", 2),
+    block(PAGE, "console", 3),
+    block(PAGE, "console", 4),
+    block(PAGE, "console", 5),
+    block(PAGE, "console", 6),
+    block(PAGE, "console", 7),
+    block(PAGE, "console", 8),
+    block(PAGE, "console", 9),
+]
+"""The second terminal."""
+
+
+@contextmanager
+def first_terminal(found: Block, folder: Path) -> Iterator[str]:
+    """The block that starts the cluster, and where it then is."""
+    (cluster,) = typed(found)
+    assert cluster.command.split()[0] == "sfroute"
+    with subprocess.Popen(
+        [sys.executable, "-m", "sfroute.cli", *cluster.command.split()[1:]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=folder,
+    ) as running:
+        assert running.stdout is not None
+        try:
+            shown = [running.stdout.readline(), running.stdout.readline()]
+            assert same(shown) == same(cluster.shown)
+            yield shown[0].strip()
+        finally:
+            running.terminate()
+            running.communicate(timeout=20)
+
+
+def test_the_files_are_named_where_they_are_shown() -> None:
+    for name, found in FILES.items():
+        assert f"`{name}`" in found.before
+
+
+def test_the_first_block_makes_an_environment_with_the_extras() -> None:
+    assert [entry.command for entry in typed(block(PAGE, "console", 0))] == [
+        "python3 -m venv venv && . venv/bin/activate",
+        "pip install 'sfroute[cli,embedded]'",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_every_command_shows_what_the_page_shows(tmp_path: Path) -> None:
+    for name, found in FILES.items():
+        (tmp_path / name).write_text(found.text, encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if name[:8] != "SFROUTE_"}
+    with (
+        first_terminal(block(PAGE, "console", 1), tmp_path) as url,
+        Terminal(tmp_path, environment) as terminal,
+    ):
+        for found in SESSION:
+            for entry in typed(found):
+                shown = seen(terminal, entry, url)
+                assert shown == same(entry.shown), f"{found}: {entry.command}"
+
+
+def seen(terminal: Terminal, entry: Typed, url: str) -> list[str]:
+    """What a command shows, on the cluster of the first terminal, in the environment the tests run in."""
+    if entry.command == ". venv/bin/activate":
+        return []
+    if entry.command.startswith("export SFROUTE_URL="):
+        return same(terminal.run(f"export SFROUTE_URL={url}"))
+    shown = terminal.run(entry.command)
+    # The shell's own word on a job that was killed, which a terminal shows at another time.
+    return same([line for line in shown if not line.startswith("bash: line ")])

@@ -94,8 +94,9 @@ types: venv ## check the types: mypy --strict everywhere, pyright on the public 
 	$(BIN)/pyright
 
 .PHONY: docs-reference
-docs-reference: venv ## write docs/reference/configuration.md and scripts.md anew, from the docstrings and the Lua files
+docs-reference: venv ## write the configuration, the scripts and the drawings of docs/ anew, from the sources
 	$(BIN)/python docs/reference_pages.py
+	$(BIN)/python docs/drawings.py
 
 .PHONY: docs-cli
 docs-cli: venv ## write docs/reference/cli.md anew: the options of every command, and a session really run

@@ -2,6 +2,7 @@
 
     python docs/cli_sessions.py            # run the sessions and write the page
     python docs/cli_sessions.py --check    # fail if the page is not what this makes, apart from the sessions
+    python docs/cli_sessions.py --check-sessions  # run them, and fail if they show anything but other numbers
 
 The sessions run on a local cluster with three pods, at 80 columns. In what they wrote only the addresses are changed.
 What stands above the first command is written by hand, and kept.
@@ -294,8 +295,36 @@ def without_sessions(text: str) -> str:
     return SESSION.sub("", text)
 
 
+# What differs from run to run: numbers, and the padding that depends on their length.
+NUMBER: Final = re.compile(r"[\d.,:]*\d[\d.,:]*")
+
+
+def masked(text: str) -> list[str]:
+    """The lines of a session without its numbers. In any order: the busiest primary comes first."""
+    without_tokens = re.sub(r'"by":"\w+"', "", text)
+    lines = NUMBER.sub("N", without_tokens).splitlines()
+    return sorted(" ".join(line.split()) for line in lines if line.strip())
+
+
+def check_sessions() -> int:
+    """Run all sessions and compare them with those of the page."""
+    with world() as at:
+        sessions = record(at) | record_local(at)
+    shown = SESSION.findall(PAGE.read_text(encoding="utf-8"))
+    differing = 0
+    # A page has them in the order of the commands.
+    for words, old in zip(commands(), shown, strict=True):
+        new = sessions[words]
+        if masked(new) != masked(old):
+            differing += 1
+            sys.stderr.write(f"sfroute {' '.join(words)} shows something else now:\n{new}\n")
+    return 1 if differing else 0
+
+
 def main() -> int:
     """Write the page, or check it."""
+    if sys.argv[1:] == ["--check-sessions"]:
+        return check_sessions()
     if sys.argv[1:] == ["--check"]:
         made = page(dict.fromkeys(commands(), "$ sfroute ..."))
         if without_sessions(made) == without_sessions(PAGE.read_text(encoding="utf-8")):

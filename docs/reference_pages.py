@@ -1,7 +1,7 @@
-"""Makes ``reference/configuration.md`` from the docstrings, and ``reference/scripts.md`` from the heads of the Lua files.
+"""Makes ``reference/configuration.md`` from the docstrings, ``reference/scripts.md`` from the heads of the Lua files.
 
-    python docs/reference_pages.py            # write both
-    python docs/reference_pages.py --check    # fail if one is not what this makes
+python docs/reference_pages.py            # write both
+python docs/reference_pages.py --check    # fail if one is not what this makes
 """
 
 from __future__ import annotations
@@ -123,7 +123,9 @@ def field_rows(config: type) -> Iterator[str]:
         if default is MISSING:
             factory = entry.default_factory
             shown = f"{factory.__name__}()" if isinstance(factory, type) else "required"
-        yield row(entry.name, entry.type, shown, unit_of(entry.name, entry.type), meanings[entry.name])
+        yield row(
+            entry.name, entry.type, shown, unit_of(entry.name, entry.type), meanings[entry.name]
+        )
 
 
 def parameter_rows(documented: type, without: Iterable[str] = ()) -> Iterator[str]:
@@ -159,7 +161,9 @@ def configuration() -> str:
         title = config.__name__
         parts.append(f"## {title}\n\n{first.replace('``', '`')}\n")
         parts.append("\n".join([HEAD, *field_rows(config)]) + "\n")
-    parts.append("## Pod agents\n\nParameters of `AsyncPodAgent` and `PodAgent`, see [pods](api/pods.md).\n")
+    parts.append(
+        "## Pod agents\n\nParameters of `AsyncPodAgent` and `PodAgent`, see [pods](api/pods.md).\n"
+    )
     parts.append("\n".join([HEAD, *parameter_rows(AsyncPodAgent)]) + "\n")
     parts.append("## Middleware\n\nParameters of `SfrouteMiddleware`, see [ASGI](api/asgi.md).\n")
     parts.append("\n".join([HEAD, *parameter_rows(SfrouteMiddleware)]) + "\n")
@@ -167,7 +171,9 @@ def configuration() -> str:
         "## pytest\n\nOptions of the project's pytest configuration, for the fixtures that `pip install "
         "'sfroute[embedded]'` brings; see [test your gateway](../how-to/test-your-gateway.md).\n"
     )
-    parts.append("\n".join(["| option | default | meaning |", "|---|---|---|", *recorded.rows]) + "\n")
+    parts.append(
+        "\n".join(["| option | default | meaning |", "|---|---|---|", *recorded.rows]) + "\n"
+    )
     parts.append(
         "## Environment\n\nThe library reads no variables. The `sfroute` command reads "
         "[`SFROUTE_URL`, `SFROUTE_NAMESPACE` and `SFROUTE_SERVICE`](cli.md); "
@@ -183,9 +189,9 @@ LUA: Final = """\
 
 <!-- written by make docs-reference from the heads of the files: do not edit -->
 
-The contract of each script, as the head of its file in [`lua_scripts/`](../../lua_scripts/README.md) states it. That page shows how to
-call them from other languages; [keys](keys.md) says what the keys hold. All keys of one call are in one slot. An optional
-argument may be left out, with all that follow it.
+The contract of each script, as the head of its file states it. How to call them from other languages:
+[`lua_scripts/`](../../lua_scripts/README.md). What the keys hold: [keys](keys.md). All keys of one call are in one
+slot. An optional argument may be left out, with all that follow it.
 """
 
 
@@ -203,7 +209,10 @@ class Head:
 def head_of(name: str) -> Head:
     """Read the head of a script's file."""
     source = (SCRIPTS / f"{name}.lua").read_text(encoding="utf-8")
-    lines = [line.removeprefix("--").removeprefix(" ") for line in source.partition("\n\n")[0].split("\n")]
+    lines = [
+        line.removeprefix("--").removeprefix(" ")
+        for line in source.partition("\n\n")[0].split("\n")
+    ]
     assert lines[:2] == [name, ""]
     start = next(number for number, line in enumerate(lines) if line.startswith("Access: "))
     head = Head(name, lines[2:start], lines[start].removeprefix("Access: "))
@@ -212,7 +221,9 @@ def head_of(name: str) -> Head:
             kind, called, meaning = head.lines[-1]
             head.lines[-1] = (kind, called, f"{meaning} {line.strip()}")
         else:
-            match = re.fullmatch(r"(KEYS\[.+?\]|ARGV\[.+?\]|Reply|Error) (\{.+?\}|[^:]+): (.+)", line)
+            match = re.fullmatch(
+                r"(KEYS\[.+?\]|ARGV\[.+?\]|Reply|Error) (\{.+?\}|[^:]+): (.+)", line
+            )
             assert match is not None, line
             head.lines.append((match[1], match[2], match[3]))
     return head

@@ -8,30 +8,16 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from support.documents import ROOT, URLS, block, executed, pages, typed
 
 from sfroute import AsyncRouter, Router
 from sfroute.embedded import LocalCluster
 from sfroute.scripts import SCRIPT_NAMES
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-URLS = re.compile(r"redis\+cluster://10\.0\.0\.\d[0-9.:,]*\d")
-"""The example addresses of the documents; the tests put a real cluster in their place, and change nothing else."""
+README = "README.md"
 
 CALLED_BY_PYTHON = {"after_fork_in_child"}
-
-
-def blocks(text: str, language: str) -> list[str]:
-    """The fenced blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
-
-
-def run_block(block: str, url: str) -> dict[str, Any]:
-    """Execute a block; what it has defined."""
-    defined: dict[str, Any] = {}
-    exec(compile(URLS.sub(url, block), "README.md", "exec"), defined)
-    return defined
 
 
 @dataclass
@@ -57,9 +43,10 @@ async def test_the_first_block_of_the_readme_is_a_gateway(sfroute_cluster: Local
         for request in requests:
             yield request
 
-    block = blocks(README, "python")[0]
-    assert len([line for line in block.splitlines() if line.strip()]) <= 10
-    await run_block(block, sfroute_cluster.url)["gateway"](stream())
+    shown = block(README, "python", 0)
+    assert len([line for line in shown.text.splitlines() if line.strip()]) <= 10
+    with executed(shown, sfroute_cluster.url) as names:
+        await names["gateway"](stream())
     assert [request.forwarded for request in requests] == [
         ["chat-0.chat:8080"],
         ["chat-5.chat:8080"],
@@ -68,7 +55,8 @@ async def test_the_first_block_of_the_readme_is_a_gateway(sfroute_cluster: Local
 
 
 def test_the_second_block_of_the_readme_links_and_demotes(sfroute_cluster: LocalCluster) -> None:
-    run_block(blocks(README, "python")[1], sfroute_cluster.url)["main"](sfroute_cluster.url)
+    with executed(block(README, "python", 1)) as names:
+        names["main"](sfroute_cluster.url)
     with Router.from_url(sfroute_cluster.url) as router:
         # Still there for half a minute, but no longer persistent.
         assert router.get_linked_pod("production", "ada", "chat") == 2
@@ -80,8 +68,8 @@ async def test_the_third_block_of_the_readme_is_a_pod(sfroute_cluster: LocalClus
         for uid in uids:
             yield uid
 
-    pod = run_block(blocks(README, "python")[2], sfroute_cluster.url)["pod"]
-    await pod(sfroute_cluster.url, 7, stream("readme-linus"), stream("readme-linus"))
+    with executed(block(README, "python", 2)) as names:
+        await names["pod"](sfroute_cluster.url, 7, stream("readme-linus"), stream("readme-linus"))
     async with AsyncRouter.from_url(sfroute_cluster.url) as router:
         assert await router.get_linked_pod("production", "readme-linus", "chat") == 7
         assert await router.get_linked_pod_if_persist("production", "readme-linus", "chat") is None
@@ -96,36 +84,24 @@ def test_the_shell_block_of_the_readme_routes_a_file(
             router.set_service_state("production", "chat", pod, "Running")
             router.set_linked_pod("production", uid, "chat", pod)
     (tmp_path / "uids.txt").write_text("ada\ngrace\n")
-    (block,) = (b for b in blocks(README, "console") if "sfroute route" in b)
-    command, *expected = URLS.sub(sfroute_cluster.url, block).splitlines()
+    (entry,) = typed(block(README, "console", 2))
+    command = URLS.sub(sfroute_cluster.url, entry.command)
     done = subprocess.run(
-        command.removeprefix("$ ").replace("sfroute", f"{sys.executable} -m sfroute.cli", 1),
+        command.replace("sfroute", f"{sys.executable} -m sfroute.cli", 1),
         shell=True,
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert done.stdout.splitlines() == expected
-
-
-def test_every_python_block_of_the_readme_is_run() -> None:
-    assert len(blocks(README, "python")) == 3
-
-
-def test_the_commands_of_the_readme_are_targets_of_the_makefile() -> None:
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE))
-    shown = set(re.findall(r"^\$ make ([a-z-]+)", README, flags=re.MULTILINE))
-    assert {"demo", "test"} <= shown <= targets
+    assert done.stdout.splitlines() == list(entry.shown)
 
 
 def test_links_between_documents_lead_somewhere() -> None:
-    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "lua_scripts/README.md"]
-    for document in documents:
-        text = document.read_text(encoding="utf-8")
+    for page in pages():
+        text = (ROOT / page).read_text(encoding="utf-8")
         for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
-            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+            assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}"
 
 
 def test_every_method_of_the_routers_is_documented() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 from program import SCRIPT_FOLDER, LinkProgram, in_threads, owner_of, run_script, source_of
+from support.documents import block
 
 from sfroute import scripts
 from sfroute.errors import ConfigError, InvalidArgument
@@ -164,10 +165,8 @@ class TestKeys:
 
 @pytest.mark.skipif(shutil.which("redis-cli") is None, reason="redis-cli is not installed")
 def test_the_command_of_the_readme_works(uid: LinkProgram) -> None:
-    readme = (SCRIPT_FOLDER / "README.md").read_text()
-    command = re.findall(r"```sh\nredis-cli (.*)\n```", readme)[0].replace(
-        "{game:lk:ada}", uid.hash[3:]
-    )
+    line = block("lua_scripts/README.md", "sh", 0).text.strip()
+    command = line.removeprefix("redis-cli ").replace("{game:lk:ada}", uid.hash[3:])
     address = owner_of(uid.client, uid.link).get_connection_kwargs()
     replies = [
         subprocess.run(

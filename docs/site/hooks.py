@@ -34,7 +34,13 @@ NOTE: Final = "> `make docs` puts the docstrings here.\n"
 FETCHED: Final = re.compile(
     r"""<(?:script|img|iframe|source)[^>]+src=["']?https?:|<link(?![^>]+canonical)[^>]+href=["']?https?:|url\(["']?https?:"""
 )
-LANGUAGES: Final = {".py": "python", ".lua": "lua", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}
+LANGUAGES: Final = {
+    ".py": "python",
+    ".lua": "lua",
+    ".yaml": "yaml",
+    ".yml": "yaml",
+    ".json": "json",
+}
 
 
 def pages() -> Iterator[tuple[Path, str]]:
@@ -115,12 +121,14 @@ def on_files(files: Files, config: Any) -> Files:
             add.setdefault(place_of(target), target)
     for place, source in add.items():
         if files.get_file_from_path(place) is None:
-            content = source.read_text(encoding="utf-8") if source.suffix == ".md" else shown(source)
+            content = (
+                source.read_text(encoding="utf-8") if source.suffix == ".md" else shown(source)
+            )
             files.append(File.generated(config, place, content=content))
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Lead the links of a page to where the site has what they name."""
     place = page.file.src_uri
     source = next((source for source, at in pages() if at == place), None)

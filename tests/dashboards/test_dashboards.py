@@ -29,6 +29,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from scraping import Prometheus, running_prometheus, wait_for
+from support.documents import block, typed
 
 from sfroute.embedded import LocalCluster
 from sfroute.keys import link_key
@@ -362,14 +363,8 @@ def test_what_was_driven_is_on_its_way_to_an_alert(shown: Shown) -> None:
 # The page
 
 
-def blocks(language: str) -> list[str]:
-    """The page's fenced blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
-
-
 def test_the_code_of_the_page_serves_metrics() -> None:
-    (block,) = blocks("python")
-    code = block.replace("9464", "0") + (
+    code = block("docs/dashboards/README.md", "python", 0).text.replace("9464", "0") + (
         "import prometheus_client\n"
         "metrics.get_meter('shown').create_counter('shown.calls', unit='{call}').add(1)\n"
         "print(prometheus_client.generate_latest().decode())\n"
@@ -380,8 +375,8 @@ def test_the_code_of_the_page_serves_metrics() -> None:
 
 
 def test_the_configuration_of_the_page_is_one(programs: Path, tmp_path: Path) -> None:
-    (block,) = blocks("yaml")
-    (tmp_path / "prometheus.yml").write_text(block)
+    configuration = block("docs/dashboards/README.md", "yaml", 0).text
+    (tmp_path / "prometheus.yml").write_text(configuration)
     for rules in RULES:
         shutil.copy(rules, tmp_path)
     subprocess.run(
@@ -390,9 +385,9 @@ def test_the_configuration_of_the_page_is_one(programs: Path, tmp_path: Path) ->
 
 
 def test_the_command_of_the_page_makes_runbooks_absolute(tmp_path: Path) -> None:
-    (block,) = blocks("console")
+    (entry,) = typed(block("docs/dashboards/README.md", "console", 0))
     shutil.copy(RULES[1], tmp_path)
-    subprocess.run(block.removeprefix("$ "), shell=True, cwd=tmp_path, check=True)
+    subprocess.run(entry.command, shell=True, cwd=tmp_path, check=True)
     text = (tmp_path / "alerting.yml").read_text(encoding="utf-8")
     urls = re.findall(r"runbook_url: (.+)", text)
     assert len(urls) == len(alerts())

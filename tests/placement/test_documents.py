@@ -6,11 +6,13 @@ import asyncio
 import os
 import re
 import signal
+from collections.abc import Callable, Coroutine
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.documents import block, executed
 
 from sfroute import AsyncPodAgent, AsyncRouter, PlacementConfig, Policy
 from sfroute import placement as policies
@@ -19,21 +21,19 @@ from sfroute.views import notice_seconds
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 PLACEMENT = (DOCS / "explanation" / "placement.md").read_text(encoding="utf-8")
-DEPLOYS = (DOCS / "how-to" / "rolling-deploys.md").read_text(encoding="utf-8")
-
-
-def block(number: int) -> dict[str, Any]:
-    """What a Python block of the page on deploys defines."""
-    blocks = re.findall(r"^```python\n(.*?)^```$", DEPLOYS, flags=re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 3
-    defined: dict[str, Any] = {}
-    exec(compile(blocks[number], "rolling-deploys.md", "exec"), defined)
-    return defined
+DEPLOYS = "docs/how-to/rolling-deploys.md"
 
 
 async def test_the_pod_drains_on_sigterm(some_cluster: LocalCluster) -> None:
+    with executed(block(DEPLOYS, "python", 0)) as names:
+        await drained(names["serve"], some_cluster)
+
+
+async def drained(
+    serve: Callable[[str, int], Coroutine[Any, Any, int]], some_cluster: LocalCluster
+) -> None:
     async with AsyncRouter.from_url(some_cluster.url) as router:
-        serving = asyncio.create_task(block(0)["serve"](some_cluster.url, 4))
+        serving = asyncio.create_task(serve(some_cluster.url, 4))
         try:
             async with asyncio.timeout(10):
                 pods = await router.get_pods("production", "chat", fresh=True)
@@ -66,8 +66,9 @@ async def test_the_gateway_goes_elsewhere_when_it_is_refused(some_cluster: Local
     async with AsyncRouter.from_url(some_cluster.url) as router:
         for pod in (0, 1):
             await router.set_service_state("production", "chat", pod, "Running")
-        first = await block(1)["forward"](router, Request())
-        assert await block(1)["forward"](router, Request(first)) == 1 - first
+        with executed(block(DEPLOYS, "python", 1)) as names:
+            first = await names["forward"](router, Request())
+            assert await names["forward"](router, Request(first)) == 1 - first
         assert await router.get_linked_pod("production", "ada", "chat") == 1 - first
 
 
@@ -78,9 +79,23 @@ async def test_who_is_left_is_moved(
         for pod, status in [(8, "Draining"), (9, "Running")]:
             await router.set_service_state("production", "chat", pod, status)
         await router.set_linked_pod("production", "grace", "chat", 8)
-        await asyncio.to_thread(block(2)["empty"], some_cluster.url, 8)
+        with executed(block(DEPLOYS, "python", 2)) as names:
+            await asyncio.to_thread(names["empty"], some_cluster.url, 8)
         assert await router.get_linked_pod("production", "grace", "chat", fresh=True) != 8
     assert capsys.readouterr().out.splitlines()[-1] == "1 of 1 moved"
+
+
+def test_the_manifest_leaves_time_for_the_drain() -> None:
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    manifest = yaml.safe_load(block(DEPLOYS, "yaml", 0).text)
+    assert (manifest["kind"], manifest["spec"]["podManagementPolicy"]) == (
+        "StatefulSet",
+        "Parallel",
+    )
+    pod = manifest["spec"]["template"]["spec"]
+    drain = re.search(r"drain\(deadline=(\d+)\)", block(DEPLOYS, "python", 0).text)
+    assert drain is not None
+    assert pod["terminationGracePeriodSeconds"] >= int(drain[1]) + 5
 
 
 def test_the_bounds_are_those_of_the_defaults() -> None:

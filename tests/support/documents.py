@@ -181,7 +181,7 @@ class Terminal:
         assert self._shell.stdout is not None
         self._shell.stdin.write(f"{command}\necho '{self._END}'\n")
         self._shell.stdin.flush()
-        shown = []
+        shown: list[str] = []
         for line in self._shell.stdout:
             if line.rstrip("\n") == self._END:
                 return shown

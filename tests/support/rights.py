@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 
 from sfroute.embedded import LocalCluster
 
+from .documents import block
+
 __all__ = ["RULES", "give_rights", "rule_of", "url_of"]
 
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "secure.md"
 PASSWORD = "s3cret"
 
 
 def _read() -> dict[str, tuple[str, ...]]:
-    (block,) = re.findall(
-        r"^```sh\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
-    )
-    commands = [shlex.split(line) for line in block.replace("\\\n", " ").splitlines() if line]
+    told = block("docs/how-to/secure.md", "sh", 0).text
+    commands = [shlex.split(line) for line in told.replace("\\\n", " ").splitlines() if line]
     rules = {}
     for command in commands:
         start = command.index("SETUSER")

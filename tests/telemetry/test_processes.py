@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from redis.asyncio.cluster import RedisCluster
+from support.documents import block
 
 from sfroute import AsyncRouter, Router
 from sfroute.embedded import LocalCluster
@@ -203,13 +204,9 @@ def test_the_sdk_is_set_up_once() -> None:
 def test_what_the_documents_show_is_true(node: LocalCluster) -> None:
     """The blocks of both pages run; the hash they tell how to make is the one that is made."""
     blocks = [
-        block
-        for page in ("how-to/trace.md", "reference/telemetry.md")
-        for block in re.findall(
-            r"^```python\n(.*?)^```$", (DOCS / page).read_text("utf-8"), re.DOTALL | re.MULTILINE
-        )
+        block("docs/how-to/trace.md", "python", 0).text,
+        block("docs/reference/telemetry.md", "python", 0).text,
     ]
-    assert len(blocks) == 2
     check = """
 from sfroute.telemetry.recorder import user_hash as made
 from opentelemetry import trace

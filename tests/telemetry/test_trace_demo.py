@@ -9,8 +9,15 @@ import sys
 from pathlib import Path
 
 from opentelemetry import trace
+from support.documents import block
 
 ROOT = Path(__file__).parents[2]
+
+
+def bare(text: str) -> list[str]:
+    """Lines without what differs from run to run: times, ports, pods."""
+    lines = [re.sub(r" +\d+\.\d+ ms", "", line) for line in text.splitlines()]
+    return [re.sub(r" +(server\.port|app\.pod)=\d+|-\d$|-\d(?= )", "", line) for line in lines]
 
 
 def test_the_demo_prints_the_tree_of_a_request() -> None:
@@ -24,8 +31,7 @@ def test_the_demo_prints_the_tree_of_a_request() -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    shown = [re.sub(r" +\d+\.\d+ ms", "", line) for line in done.stdout.splitlines()]
-    tree = [re.sub(r" +(server\.port|app\.pod)=\d+|-\d$|-\d(?= )", "", line) for line in shown]
+    tree = bare(done.stdout)
     start = tree.index("  POST /login")
     assert tree[start : start + 6] == [
         "  POST /login",
@@ -37,5 +43,9 @@ def test_the_demo_prints_the_tree_of_a_request() -> None:
     ]
     start = tree.index("  POST /messages")
     assert tree[start + 1] == "  ├─ sfroute route  outcome=hit"
+    # The page shows what the demo shows.
+    page = bare(block("docs/how-to/trace.md", "text", 0).text)
+    shown = [line for line in page if line and not line.startswith("trace ")]
+    assert [line for line in shown if line not in tree] == []
     # Setting up an SDK was the demo's business, not that of the tests' process.
     assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)

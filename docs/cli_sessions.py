@@ -42,6 +42,14 @@ COMMON: Final = ("--url", "--namespace", "--service", "--json", "--help")
 
 Words = tuple[str, ...]
 
+PICTURES: Final[Mapping[Words, str]] = {
+    ("top",): """On a terminal, as `python docs/screenshots.py top` has drawn it:
+
+![The screen of sfroute top: look-ups and scripts of each primary, the pods with their loads and links, and what has
+happened to them](../images/top.svg)
+"""
+}
+
 
 # --- the reference: read from the program
 
@@ -112,6 +120,8 @@ def page(sessions: Mapping[Words, str]) -> str:
         if table:
             parts.append("\n".join(["| | |", "|---|---|", *table]) + "\n")
         parts.append(f"```console\n{sessions[words].rstrip()}\n```\n")
+        if words in PICTURES:
+            parts.append(PICTURES[words])
     return "\n".join(parts)
 
 
@@ -239,8 +249,9 @@ def record(at: World) -> dict[Words, str]:
     }
 
 
-def under_load(at: World, line: str) -> str:
-    """A command while a gateway looks users up."""
+@contextmanager
+def loaded(at: World) -> Iterator[None]:
+    """A gateway that looks users up."""
     ended = threading.Event()
 
     def look_up() -> None:
@@ -252,10 +263,16 @@ def under_load(at: World, line: str) -> str:
     gateway = threading.Thread(target=look_up)
     gateway.start()
     try:
-        return at.run(line)
+        yield
     finally:
         ended.set()
         gateway.join()
+
+
+def under_load(at: World, line: str) -> str:
+    """A command while a gateway looks users up."""
+    with loaded(at):
+        return at.run(line)
 
 
 def last_screen(shown: str) -> str:

@@ -29,6 +29,8 @@ OUTSIDE: Final = {
 
 LINK: Final = re.compile(r"(\]\()(?![a-z]+:|#|/)([^)#\s]+)((?:#[^)\s]*)?\))")
 FENCE: Final = re.compile(r"(^ *```.*?^ *```$)", re.DOTALL | re.MULTILINE)
+ROW: Final = re.compile(r"^\|.*$", re.MULTILINE)
+CODE: Final = re.compile(r"`[^`\n]+`")
 NOTE: Final = "> `make docs` puts the docstrings here.\n"
 """For who reads the page where it is not made yet."""
 FETCHED: Final = re.compile(
@@ -83,8 +85,18 @@ def rewritten(text: str, source: Path, place: str) -> str:
         return match[1] + posixpath.relpath(place_of(target), posixpath.dirname(place)) + match[3]
 
     parts = FENCE.split(text)
-    parts[::2] = [LINK.sub(lead, part) for part in parts[::2]]
+    parts[::2] = [ROW.sub(piped, LINK.sub(lead, part)) for part in parts[::2]]
     return "".join(parts)
+
+
+def piped(row: re.Match[str]) -> str:
+    """A row of a table: code hosts need a pipe in code escaped, Python-Markdown shows the backslash."""
+    return CODE.sub(lambda code: code[0].replace("\\|", "|"), row[0])
+
+
+def read(source: Path) -> str:
+    """The text of a page: its own, or what shows a file that is none."""
+    return source.read_text(encoding="utf-8") if source.suffix == ".md" else shown(source)
 
 
 def shown(target: Path) -> str:
@@ -121,9 +133,9 @@ def on_files(files: Files, config: Any) -> Files:
             add.setdefault(place_of(target), target)
     for place, source in add.items():
         if files.get_file_from_path(place) is None:
-            content = (
-                source.read_text(encoding="utf-8") if source.suffix == ".md" else shown(source)
-            )
+            content = read(source)
+            if place == "index.md":
+                content = f"---\nhide: [navigation]\n---\n{content}"
             files.append(File.generated(config, place, content=content))
     return files
 

@@ -115,7 +115,7 @@ $(DOCS_STAMP): pyproject.toml constraints/docs.txt constraints/dev.txt
 .PHONY: docs
 docs: $(DOCS_STAMP) ## build the site of docs/ into .cache/site; a link that leads nowhere is an error
 	@NO_MKDOCS_2_WARNING=true \
-		$(DOCS_VENV)/bin/python -m mkdocs --quiet build --strict --config-file docs/site/mkdocs.yml --site-dir $(abspath $(SITE))
+		$(DOCS_VENV)/bin/python -m mkdocs build --strict --config-file docs/site/mkdocs.yml --site-dir $(abspath $(SITE))
 	@echo "$(SITE)/index.html"
 
 AUDIT := .cache/venv-audit/bin

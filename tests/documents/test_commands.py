@@ -124,6 +124,7 @@ PROGRAMS: dict[str, Callable[[list[str]], None]] = {
     "python": python,
     "export": export,
     "sed": sed,
+    "cd": plain,
     "echo": plain,
     "kill": plain,
     "sleep": plain,

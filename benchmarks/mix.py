@@ -3,6 +3,9 @@
 Arrivals are random (Poisson) at a fixed rate, and a request's time counts from the instant at which it was due: who is
 slow does not get fewer requests. Uids follow Zipf's law. The caches by hand hold an answer as long as sfroute does, but
 nobody tells them of a change.
+
+And the same where the load is not given but the number of callers: each has its next request as soon as it has an
+answer, so all are as fast as the contender lets them.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ EXPONENT = 1.1
 WRITES = 0.01
 # Requests a second: what leaves a core idle most of the time with any contender, and what keeps it busy.
 CALM, BUSY = 2000, 8000
+CALLERS, REQUESTS = 100, 30_000
 # redis-py raises where it would need more connections than it may have; a gateway has its callers wait instead.
 AT_ONCE = 64
 # The share of a round in which the caches fill up, and nothing is measured.
@@ -45,6 +49,11 @@ class Traffic:
         self._random = random.Random(seed)
         self._weights = list(accumulate((rank + 1) ** -EXPONENT for rank in range(UIDS)))
 
+    def whose(self) -> tuple[str, bool]:
+        """Whose request, and whether it writes."""
+        rank = bisect(self._weights, self._random.random() * self._weights[-1])
+        return self._name(rank), self._random.random() < WRITES
+
     def requests(self, rate: int, seconds: float) -> list[tuple[float, str, bool]]:
         """When, whose, and whether it writes."""
         found, at = [], 0.0
@@ -52,8 +61,7 @@ class Traffic:
             at += self._random.expovariate(rate)
             if at >= seconds:
                 return found
-            rank = bisect(self._weights, self._random.random() * self._weights[-1])
-            found.append((at, self._name(rank), self._random.random() < WRITES))
+            found.append((at, *self.whose()))
 
 
 def comparisons(setting: Setting) -> list[Comparison]:
@@ -86,7 +94,15 @@ def comparisons(setting: Setting) -> list[Comparison]:
 
         return work
 
-    return [
+    def crowd(request: Request, fast: bool) -> Callable[[], float]:
+        def work() -> float:
+            due = [traffic.whose() for _ in range(setting.size(REQUESTS))]
+            times = setting.run(_serve(request, due), fast=fast)
+            return times[int(len(times) * 0.99)]
+
+        return work
+
+    open_loop = [
         Comparison(
             f"gateway mix at {rate:,} requests/s, 99th percentile (Zipf {EXPONENT}, {UIDS:,} uids, 1 % writes)",
             "redis-py + TTLCache",
@@ -98,6 +114,16 @@ def comparisons(setting: Setting) -> list[Comparison]:
         )
         for rate in (CALM, BUSY)
     ]
+    closed_loop = Comparison(
+        f"gateway mix, {CALLERS} callers, 99th percentile (Zipf {EXPONENT}, {UIDS:,} uids, 1 % writes)",
+        "redis-py + TTLCache",
+        {name: crowd(request, fast) for name, (request, fast) in requests.items()},
+        does=does,
+        target=Target("sfroute", 0.5, of_time=True),
+        unit="us",
+        group="gateway",
+    )
+    return [*open_loop, closed_loop]
 
 
 async def _drive(
@@ -123,6 +149,27 @@ async def _drive(
                 await asyncio.sleep(0)
             group.create_task(one(began + at, uid, write))
     return (time.thread_time() - had) / (clock() - began), sorted(took)
+
+
+async def _serve(request: Request, due: list[tuple[str, bool]]) -> list[float]:
+    """All requests by so many callers. How long each took after the first ``WARM_UP`` of them, sorted."""
+    took: list[float] = []
+    clock = time.perf_counter
+    waiting = iter(enumerate(due))
+    first = int(len(due) * WARM_UP)
+
+    async def caller() -> None:
+        for number, (uid, write) in waiting:
+            began = clock()
+            await request(uid, write)
+            if number >= first:
+                took.append(clock() - began)
+            # A request comes by the event loop, also where the one before was answered without it.
+            await asyncio.sleep(0)
+
+    await asyncio.sleep(0.05)
+    await asyncio.gather(*(caller() for _ in range(CALLERS)))
+    return sorted(took)
 
 
 def _by_hand(peer: AsyncPeer) -> Request:

@@ -5,7 +5,7 @@ cache.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from time import monotonic, time_ns
+from time import monotonic
 
 from .cache import CacheKey, Entry, Flight
 from .engine import Engine
@@ -39,17 +39,16 @@ class LinkReader:
 
     def cached(self, operation: str, key: CacheKey, fresh: bool) -> Entry | None:
         """The entry that answers now, if there is one. Any thread may call this."""
-        hits = self._telemetry.hits
-        started = time_ns() if hits is not None else 0
-        cache = self._engine.cache
+        cache, now = self._engine.cache, monotonic()
         try:
             entry = None if fresh else cache.fresh(key)
         except TypeError:  # it cannot even be hashed: check_lookup has the words for it
             return None
         if entry is not None:
             cache.counts.hits += 1
+            hits = self._telemetry.hits
             if hits is not None:
-                hits(operation, key[0], key[2] if len(key) == 3 else None, key[1], started)
+                hits(operation, key, now)
         return entry
 
     def past_cache(self, operation: str, key: CacheKey, fresh: bool) -> Awaitable[Flight]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Mapping, Sequence
-from time import monotonic, time_ns
+from time import monotonic
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -355,8 +355,6 @@ class AsyncRouter:
         """The pod a uid is linked to, None if it has no link. Cached; ``fresh`` asks the store."""
         # The hot path: a cached answer in one dict look-up and two comparisons. (An argument that may only be given by
         # name would cost a hit a tenth of its time; an attribute called at once, half as much.)
-        hits = self._telemetry.hits
-        started = time_ns() if hits is not None else 0
         key = (namespace, uid, service)
         if not fresh:
             find = self._find
@@ -366,8 +364,9 @@ class AsyncRouter:
                     now = monotonic()
                     if now < entry.deadline and now < entry.epoch.healthy_until:
                         self._counts.hits += 1
+                        hits = self._telemetry.hits
                         if hits is not None:
-                            hits("get_linked_pod", namespace, service, uid, started)
+                            hits("get_linked_pod", key, now)
                         return entry.value  # type: ignore[return-value]  # under a key of three parts stand pods
             except TypeError:  # it cannot even be hashed: check_lookup has the words for it
                 pass

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import inf
-from time import time_ns
 
 from . import replies
 from .cache import Entry, Flight
@@ -120,25 +119,23 @@ class Routes:
         parts = self._engine.parts
         if parts is None:
             return None
-        hits = self._engine.telemetry.hits
-        started = time_ns() if hits is not None else 0
         cache = self._engine.cache
         try:
             entry = cache.fresh(link)
             if entry is None or entry.pod is None or entry.pod in exclude:
                 return None
-            namespace, uid, service = link
             now = self._engine.clock()
             if wants_extension(entry, now, persist_seconds):
                 return None
         except TypeError:  # an argument of the wrong type: the checks have the words for it
             return None
-        view = parts.views.usable(namespace, service)
+        view = parts.views.usable(link[0], link[2])
         if view is None or not view.keeps(entry.pod):
             return None
         cache.counts.hits += 1
+        hits = self._engine.telemetry.hits
         if hits is not None:
-            hits("route", namespace, service, uid, started)
+            hits("route", link, now)
         return link_of_entry(entry, now)
 
     async def past_cache(self, link: _LinkName, terms: RouteTerms) -> Link:

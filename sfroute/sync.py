@@ -12,7 +12,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Collection, Coroutine, Generator, Sequence
 from dataclasses import replace
-from time import monotonic, time_ns
+from time import monotonic
 from types import SimpleNamespace, TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -274,8 +274,6 @@ class Router:
     ) -> int | None:
         """The pod a uid is linked to, None if it has no link. Cached; ``fresh`` asks the store."""
         # The hot path, as in router.py, in the caller's thread: reading an entry needs no lock (see cache.py).
-        hits = self._telemetry.hits
-        started = time_ns() if hits is not None else 0
         key = (namespace, uid, service)
         if not fresh:
             find = self._find
@@ -285,8 +283,9 @@ class Router:
                     now = monotonic()
                     if now < entry.deadline and now < entry.epoch.healthy_until:
                         self._counts.hits += 1
+                        hits = self._telemetry.hits
                         if hits is not None:
-                            hits("get_linked_pod", namespace, service, uid, started)
+                            hits("get_linked_pod", key, now)
                         return entry.value  # type: ignore[no-any-return]  # under a key of three parts stand pods
             except TypeError:  # it cannot even be hashed: check_lookup has the words for it
                 pass

@@ -23,6 +23,7 @@ from opentelemetry import metrics as otel_metrics
 from opentelemetry import trace
 
 from .._version import __version__
+from ..cache import CacheKey
 from ..config import TelemetryConfig
 from . import names
 from .metrics import Source, instruments
@@ -99,13 +100,11 @@ class Telemetry:
             return
         hook = self._recorder.hit_hook()
 
-        def first_hit(
-            operation: str, namespace: str, service: str | None, uid: str, started: int
-        ) -> None:
+        def first_hit(operation: str, key: CacheKey, started: float) -> None:
             self._recorder.attend()
             if not self._closed:
                 self.hits = hook
-            hook(operation, namespace, service, uid, started)
+            hook(operation, key, started)
 
         self.hits = first_hit
 

@@ -17,14 +17,17 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
+from itertools import count
+from time import monotonic
 from typing import Any, Final
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, Tracer
 
+from ..cache import CacheKey
 from . import names
-from .records import CallRecord, ClientRecord, EventRecord, HitRecord, time_ns
+from .records import CallRecord, ClientRecord, EventRecord, HitRecord, wall_clock_ahead
 
 __all__ = ["FLUSH_SECONDS", "MAX_LINKS", "HitHook", "Recorder", "user_hash"]
 
@@ -44,8 +47,8 @@ MAX_NAME: Final = 128
 
 Record = HitRecord | CallRecord | ClientRecord | EventRecord
 
-HitHook = Callable[[str, str, str | None, str, int], None]
-"""Records a cached answer: operation, namespace, service, uid, start in Unix nanoseconds."""
+HitHook = Callable[[str, CacheKey, float], None]
+"""Records a cached answer: operation, key, start by the monotonic clock in seconds."""
 
 
 class Recorder:
@@ -81,6 +84,7 @@ class Recorder:
         self._worker: threading.Thread | None = None
         self._when_stopped: Callable[[], None] | None = None
         self._failed = False
+        self._wall_clock_ahead = 0
         # True while a worker takes records out.
         self._attended = False
         self._ended = False
@@ -102,12 +106,10 @@ class Recorder:
         queue, append = self.queue, self.queue.append
         capacity = self._capacity - self._capacity // 4
 
-        def hit(
-            operation: str, namespace: str, service: str | None, uid: str, started: int
-        ) -> None:
+        def hit(operation: str, key: CacheKey, started: float) -> None:
             if len(queue) < capacity:
                 # Copying the whole context takes constant time, less than asking OpenTelemetry for its part of it.
-                append((operation, namespace, service, uid, started, time_ns(), copy_context()))
+                append((operation, key, started, monotonic(), copy_context()))
             else:
                 self.dropped += 1
 
@@ -185,7 +187,10 @@ class Recorder:
             # Nothing of the caller's or of ours may be traced from here: an exporter's own requests, say.
             token = otel_context.attach(otel_context.Context())
             try:
-                while True:
+                for number in count():
+                    if number % 1000 == 0:
+                        # It may be set meanwhile.
+                        self._wall_clock_ahead = wall_clock_ahead()
                     try:
                         record = self.queue.popleft()
                     except IndexError:
@@ -233,18 +238,22 @@ class Recorder:
             span.end(max(record.started, record.ended))
 
     def _make_hit(self, tracer: Tracer, record: HitRecord) -> None:
-        operation, namespace, service, uid, started, ended, caller = record
+        operation, key, started, ended, caller = record
         context = caller.run(otel_context.get_current)
         if self._follow_parent:
             parent = trace.get_current_span(context).get_span_context()
             if parent.is_valid and not parent.trace_flags.sampled:
                 return
-        attributes = self._subject(namespace, service, uid)
+        attributes = self._subject(key[0], key[2] if len(key) == 3 else None, key[1])
         attributes[names.OUTCOME] = names.HIT
+        ahead = self._wall_clock_ahead
         span = tracer.start_span(
-            f"sfroute {operation}", context=context, attributes=attributes, start_time=started
+            f"sfroute {operation}",
+            context=context,
+            attributes=attributes,
+            start_time=int(started * 1e9) + ahead,
         )
-        span.end(max(started, ended))
+        span.end(int(ended * 1e9) + ahead)
 
     def _subject(
         self, namespace: str | None, service: str | None, uid: str | None

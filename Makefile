@@ -46,6 +46,10 @@ test: venv ## run the tests on every server found on this machine
 test-fast: venv ## the same without the tests that take long
 	$(BIN)/python -m pytest -m "not packaging and not slow" $(ARGS)
 
+.PHONY: node-packages
+node-packages: ## install ioredis, with which the tests run the example in Node.js; they skip it otherwise
+	@.ci/node-packages examples/node
+
 .PHONY: test-dashboards
 test-dashboards: venv ## check the dashboard and the alerts with a real Prometheus
 	@programs=$$(.ci/prometheus) && PATH="$$programs:$$PATH" $(BIN)/python -m pytest tests/dashboards $(ARGS)
@@ -168,5 +172,6 @@ lock: ## write constraints/dev.txt, bench.txt and docs.txt anew: the newest vers
 
 .PHONY: clean
 clean: ## remove what was built, cached and installed here
+	rm -rf examples/node/node_modules benchmarks/ioredis_peer/node_modules
 	rm -rf $(VENV) .cache build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

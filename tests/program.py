@@ -15,6 +15,7 @@ import pytest
 import redis
 import redis.cluster
 import redis.exceptions
+from model import Model
 
 from sfroute.keys import slot_of
 
@@ -316,3 +317,16 @@ def delete_keys(client: Client, keys: Iterable[str]) -> None:
     for key in keys:
         pipe.unlink(key)
     pipe.execute()
+
+
+def check_keys(client: Client, model: Model, namespace: str) -> None:
+    """Keys, contents and expiries are what the contract says, and nothing else is there."""
+    found = read_keys(client, namespace)
+    records = [key for key in found if key.startswith("sf:op:")]
+    for key in records:
+        _, remaining_ms = found.pop(key)
+        assert remaining_ms > 0, "an operation record that never expires"
+    assert {key: content for key, (content, _) in found.items()} == model.keys()
+    expiring = {key: ttl for key, (_, ttl) in found.items() if ttl != -1}
+    assert expiring == pytest.approx(model.remaining_ms(), abs=2000)
+    delete_keys(client, [*found, *records])

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from model import PERSIST_FOREVER, Model
-from program import Client, RunScript, ScriptFront, delete_keys, read_keys, run_script
+from program import Client, RunScript, ScriptFront, check_keys, run_script
 
 from sfroute import AsyncRouter, CacheConfig, Router, RouterConfig
 
@@ -249,19 +249,6 @@ def check_step(fronts: Fronts, model: Model, namespace: str, step: Step) -> None
     result = fronts.make(namespace, step)
     expected = getattr(model, step.operation)(namespace, *step.args, **dict(step.options))
     assert result == expected, f"{step} returned {result!r}, not {expected!r}"
-
-
-def check_keys(client: Client, model: Model, namespace: str) -> None:
-    """Keys, contents and expiries are what the contract says, and nothing else is there."""
-    found = read_keys(client, namespace)
-    records = [key for key in found if key.startswith("sf:op:")]
-    for key in records:
-        _, remaining_ms = found.pop(key)
-        assert remaining_ms > 0, "an operation record that never expires"
-    assert {key: content for key, (content, _) in found.items()} == model.keys()
-    expiring = {key: ttl for key, (_, ttl) in found.items() if ttl != -1}
-    assert expiring == pytest.approx(model.remaining_ms(), abs=2000)
-    delete_keys(client, [*found, *records])
 
 
 SETTINGS = settings(

@@ -29,7 +29,6 @@ GENERATED = {
 NOT_RUN = {
     ("lua_scripts/README.md", "go"): "needs a Go compiler and go-redis",
     ("lua_scripts/README.md", "java"): "needs a JDK and Jedis",
-    ("lua_scripts/README.md", "js"): "needs Node.js and ioredis",
 }
 """What the environment of the tests has no means to run; its keys and arguments are checked below."""
 

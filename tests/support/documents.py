@@ -51,7 +51,9 @@ def pages() -> list[str]:
     found = [*ROOT.glob("*.md"), *(ROOT / "lua_scripts").glob("*.md")]
     for folder in ("docs", "examples"):
         found += (ROOT / folder).rglob("*.md")
-    return sorted(path.relative_to(ROOT).as_posix() for path in found)
+    # What npm has installed is other people's.
+    ours = [path for path in found if "node_modules" not in path.parts]
+    return sorted(path.relative_to(ROOT).as_posix() for path in ours)
 
 
 @cache

@@ -122,6 +122,10 @@ docs: $(DOCS_STAMP) ## build the site of docs/ into .cache/site; a link that lea
 		$(DOCS_VENV)/bin/python -m mkdocs build --strict --config-file docs/site/mkdocs.yml --site-dir $(abspath $(SITE))
 	@echo "$(SITE)/index.html"
 
+.PHONY: api
+api: venv ## write tests/public_api.txt anew: the public interface, which a test holds fast
+	$(BIN)/python tests/public_api.py
+
 AUDIT := .cache/venv-audit/bin
 
 # --strict: a package of which the service of advisories knows nothing has not been looked at, and is a failure.

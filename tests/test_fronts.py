@@ -1,39 +1,70 @@
-"""The two fronts are one interface: what ``AsyncRouter`` has, ``Router`` has, under the same name and words."""
+"""The two fronts are one interface: what the face for asyncio has, the one for threads has, under the same name and
+words. That they also do the same is shown by tests that are run on both: those below only look that none is left out.
+"""
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
-from typing import Any
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 import pytest
+from public_api import INTERNAL, describe
 
 import sfroute
-from sfroute import AsyncRouter, Router
+from sfroute import AsyncPodAgent, AsyncRouter, PodAgent, Router
 
-RENAMED = {"aclose": "close"}
-ASYNC_ONLY = {"engine", "of_target", "reader", "report_state", "routes", "telemetry"}
-"""What the sync front and pod agents are made of; no part of the public interface, as each says."""
-SYNC_ONLY = {"background"}
-OWN_WORDS = {"aclose", "open"}
-"""What happens there differs: a thread begins or ends."""
+RENAMED = {"aclose": "close", "__aenter__": "__enter__", "__aexit__": "__exit__"}
+OWN_WORDS = {"aclose", "open", "after_fork_in_child", "status"}
+"""What happens there differs, such as that a thread begins or ends; or one says more."""
+
+
+class Fronts(NamedTuple):
+    """A class for asyncio, and the one for threads."""
+
+    ours: type[Any]
+    theirs: type[Any]
+
+    def pair(self, name: str) -> tuple[Any, Any]:
+        """The same member of both: what is called, behind a property or a class method too."""
+        return member(self.ours, name), member(self.theirs, RENAMED.get(name, name))
+
+
+ROUTERS: Final = Fronts(AsyncRouter, Router)
+AGENTS: Final = Fronts(AsyncPodAgent, PodAgent)
 
 
 def public_names(front: type[Any]) -> set[str]:
-    return {name for name in vars(front) if not name.startswith("_")}
+    names = {name for name in vars(front) if not name.startswith("_")}
+    return names - INTERNAL.get(front.__name__, set())
 
 
 def member(front: type[Any], name: str) -> Any:
     found = vars(front)[name]
-    return found.__func__ if isinstance(found, classmethod) else found
+    return found.fget if isinstance(found, property) else getattr(found, "__func__", found)
 
 
-SHARED = sorted(public_names(AsyncRouter) - ASYNC_ONLY)
+SHARED = [
+    pytest.param(fronts, name, id=f"{fronts.theirs.__name__}.{name}")
+    for fronts in (ROUTERS, AGENTS)
+    for name in sorted(public_names(fronts.ours))
+]
+ALL = [
+    *SHARED,
+    *(
+        pytest.param(fronts, name, id=f"{fronts.theirs.__name__}.{name}")
+        for fronts in (ROUTERS, AGENTS)
+        for name in ("__init__", "__aenter__", "__aexit__")
+    ),
+]
 
 
-def test_both_have_the_same_names() -> None:
-    wanted = {RENAMED.get(name, name) for name in SHARED}
-    assert public_names(Router) - SYNC_ONLY == wanted
+@pytest.mark.parametrize("fronts", [ROUTERS, AGENTS], ids=["routers", "agents"])
+def test_both_have_the_same_names(fronts: Fronts) -> None:
+    wanted = {RENAMED.get(name, name) for name in public_names(fronts.ours)}
+    assert public_names(fronts.theirs) == wanted
 
 
 def plain(annotation: object) -> str:
@@ -42,52 +73,104 @@ def plain(annotation: object) -> str:
     return re.sub(r"Generator\[(\w+), None(, None)?\]", r"Generator[\1]", text)
 
 
-@pytest.mark.parametrize("name", SHARED)
-def test_both_have_the_same_parameters_and_results(name: str) -> None:
-    ours, theirs = member(AsyncRouter, name), member(Router, RENAMED.get(name, name))
-    if isinstance(ours, property):
-        assert isinstance(theirs, property)
-        ours, theirs = ours.fget, theirs.fget
-    signature, other = inspect.signature(ours), inspect.signature(theirs)
-    parameters = [
-        (p.name, p.kind, p.default, plain(p.annotation)) for p in signature.parameters.values()
-    ]
-    assert parameters == [
-        (p.name, p.kind, p.default, plain(p.annotation)) for p in other.parameters.values()
-    ]
-    assert plain(signature.return_annotation) == plain(other.return_annotation)
+@pytest.mark.parametrize(("fronts", "name"), ALL)
+def test_both_have_the_same_parameters_and_results(fronts: Fronts, name: str) -> None:
+    told = []
+    for front in fronts.pair(name):
+        signature = inspect.signature(front)
+        told.append(
+            [
+                *(
+                    (p.name, p.kind, p.default, plain(p.annotation))
+                    for p in signature.parameters.values()
+                ),
+                plain(signature.return_annotation),
+            ]
+        )
+    assert told[0] == told[1]
 
 
-@pytest.mark.parametrize("name", [name for name in SHARED if name not in OWN_WORDS])
-def test_both_are_documented_alike(name: str) -> None:
-    ours = inspect.getdoc(member(AsyncRouter, name))
-    theirs = inspect.getdoc(member(Router, RENAMED.get(name, name)))
+@pytest.mark.parametrize(("fronts", "name"), SHARED)
+def test_both_are_of_one_kind(fronts: Fronts, name: str) -> None:
+    ours, theirs = vars(fronts.ours)[name], vars(fronts.theirs)[RENAMED.get(name, name)]
+    assert type(ours) is type(theirs)
+
+
+def words(function: Any) -> str:
+    return re.sub(r"``async with``", "``with``", inspect.getdoc(function) or "")
+
+
+@pytest.mark.parametrize(("fronts", "name"), SHARED)
+def test_both_are_documented_alike(fronts: Fronts, name: str) -> None:
+    ours, theirs = map(words, fronts.pair(name))
     assert ours
     assert theirs
-    if name != "after_fork_in_child":
+    if name not in OWN_WORDS:
         assert theirs == ours
 
 
-@pytest.mark.parametrize("name", SHARED)
-def test_what_is_awaited_here_is_called_there(name: str) -> None:
-    assert not inspect.iscoroutinefunction(member(Router, RENAMED.get(name, name)))
+@pytest.mark.parametrize(("fronts", "name"), ALL)
+def test_what_is_awaited_here_is_called_there(fronts: Fronts, name: str) -> None:
+    ours, theirs = fronts.pair(name)
+    assert not inspect.iscoroutinefunction(theirs)
+    # What is iterated says so by its annotation.
+    assert ("Async" in str(inspect.signature(ours).return_annotation)) <= (
+        "Generator" in str(inspect.signature(theirs).return_annotation)
+    )
 
 
-def test_every_operation_of_the_contract_is_awaited() -> None:
+@pytest.mark.parametrize(
+    ("fronts", "wanted"),
+    [
+        (ROUTERS, {"after_fork_in_child", "from_url", "invalidate", "stats"}),
+        (AGENTS, {"conflicts", "status"}),
+    ],
+)
+def test_every_operation_of_the_contract_is_awaited(fronts: Fronts, wanted: set[str]) -> None:
     synchronous = {
         name
-        for name in SHARED
-        if not inspect.iscoroutinefunction(member(AsyncRouter, name))
-        and not re.search(
-            "Async(Iter|Gener)ator", str(inspect.signature(member(AsyncRouter, name)))
-        )
+        for name in public_names(fronts.ours)
+        if not inspect.iscoroutinefunction(member(fronts.ours, name))
+        and "AsyncGenerator" not in str(inspect.signature(member(fronts.ours, name)))
     }
-    assert synchronous == {"after_fork_in_child", "from_url", "invalidate", "stats"}
+    assert synchronous == wanted
 
 
-def test_the_constructors_take_the_same() -> None:
-    ours, theirs = inspect.signature(AsyncRouter), inspect.signature(Router)
-    assert str(ours).replace("AsyncRouter", "Router") == str(theirs)
+def test_both_agents_have_the_same_attributes() -> None:
+    attributes = [
+        [line for line in describe("agent", agent) if re.fullmatch(r"    \w+: \w+", line)]
+        for agent in (AsyncPodAgent, PodAgent)
+    ]
+    assert attributes[0] == attributes[1] == ["    pod: int"]
+
+
+# --- what they do
+
+ON_BOTH: Final = {"router", "make_router", "speaker"}
+"""Fixtures that give one front after the other."""
+ON_EACH: Final = {
+    "after_fork_in_child",  # Python calls it: tests/coherence/programs/forks.py
+    "from_url",  # what the fixtures are made by
+}
+
+
+def test_every_operation_has_a_test_that_runs_on_both() -> None:
+    used: set[str] = set()
+    for path in Path(__file__).parent.rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and (
+                ON_BOTH & {argument.arg for argument in node.args.args}
+            ):
+                used |= {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute)}
+    missing = {
+        f"{fronts.ours.__name__}.{name}"
+        for fronts in (ROUTERS, AGENTS)
+        for name in public_names(fronts.ours) - used - ON_EACH
+    }
+    assert missing == set()
+
+
+# --- the package
 
 
 def test_every_public_name_is_there() -> None:

@@ -20,8 +20,8 @@ help: ## show this list
 .PHONY: venv
 venv: $(STAMP) ## create .venv with everything in it (PYTHON=... chooses the interpreter)
 
-# Made again whenever the dependencies change.
-$(STAMP): pyproject.toml constraints/dev.txt
+# Made again whenever the dependencies change, or the version, which an installation remembers.
+$(STAMP): pyproject.toml constraints/dev.txt sfroute/_version.py
 	@.ci/make-venv $(VENV) dev constraints/dev.txt
 	@touch $@
 
@@ -154,7 +154,7 @@ test-lowest: ## run the tests with the lowest versions that pyproject.toml admit
 BENCH_VENV ?= .cache/venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed
 
-$(BENCH_STAMP): pyproject.toml constraints/bench.txt constraints/dev.txt
+$(BENCH_STAMP): pyproject.toml constraints/bench.txt constraints/dev.txt sfroute/_version.py
 	@.ci/make-venv $(BENCH_VENV) bench constraints/bench.txt constraints/dev.txt
 	@touch $@
 

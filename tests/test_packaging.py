@@ -108,7 +108,10 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_the_package_the_scripts_and_the_license(wheel: Path) -> None:
     assert wheel.name == f"sfroute-{__version__}-py3-none-any.whl"
-    names = set(zipfile.ZipFile(wheel).namelist())
+    files = zipfile.ZipFile(wheel)
+    description = files.read(f"sfroute-{__version__}.dist-info/METADATA").decode()
+    assert f"\nVersion: {__version__}\n" in description
+    names = set(files.namelist())
     scripts = {f"sfroute/lua_scripts/{name}.lua" for name in SCRIPT_NAMES}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "sfroute").rglob("*.py")}
     assert scripts | modules | {"sfroute/py.typed"} <= names

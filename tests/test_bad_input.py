@@ -5,6 +5,7 @@ Arguments are tried on a router whose store does not exist: whatever reaches out
 
 from __future__ import annotations
 
+import inspect
 import logging
 import socket
 import traceback
@@ -15,8 +16,10 @@ import pytest
 import redis.cluster
 from conftest import SERVERS
 from program import LinkProgram, unchanged
+from public_api import INTERNAL
 
 from sfroute import (
+    AsyncRouter,
     CorruptReply,
     InvalidArgument,
     NoRoutablePod,
@@ -86,6 +89,13 @@ OPERATIONS: dict[str, dict[str, Any]] = {
         "pod": 0,
         "persist_seconds": -1,
     },
+    "move_linked_pod": {
+        "namespace": "ns",
+        "uid": SECRET,
+        "service": "chat",
+        "expected": 0,
+        "pod": 1,
+    },
     "get_link_service": {"namespace": "ns", "uid": SECRET},
     "route": {"namespace": "ns", "uid": SECRET, "service": "chat"},
     "execute_script": {
@@ -119,6 +129,7 @@ BAD: dict[str, list[Any]] = {
     "uid": [f"{SECRET}{bad}" if isinstance(bad, str) and bad else bad for bad in BAD_NAMES]
     + [SECRET.encode(), [SECRET], (SECRET, "chat"), f"{SECRET}}}"],
     "pod": [-1, True, False, 1.0, "1", b"1", None, 2**63, [0], float("nan")],
+    "expected": [-1, True, False, 1.0, "1", b"1", None, 2**63, [0], float("nan")],
     "persist_seconds": [0, -2, 2**63, True, 1.5, "60", None, float("inf")],
     "state": [None, 1, b"Running", ["Running"], "a\ud800"],
     "services": [*BAD_SEQUENCES, *([bad] for bad in BAD_NAMES)],
@@ -158,6 +169,11 @@ def uids_stay_out_of_logs(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 class TestArguments:
+    def test_every_operation_is_tried(self) -> None:
+        operations = {name for name in dir(AsyncRouter) if name[0] != "_"} - INTERNAL["AsyncRouter"]
+        awaited = {n for n in operations if inspect.iscoroutinefunction(getattr(AsyncRouter, n))}
+        assert awaited - {"open", "aclose"} == set(OPERATIONS)
+
     @pytest.mark.parametrize(
         ("operation", "argument"),
         [(operation, argument) for operation, good in OPERATIONS.items() for argument in good],

@@ -102,6 +102,10 @@ docs-reference: venv ## write the configuration, the scripts and the drawings of
 	$(BIN)/python docs/reference_pages.py
 	$(BIN)/python docs/drawings.py
 
+.PHONY: hooks
+hooks: venv ## let git run lint and types before each commit
+	$(BIN)/pre-commit install
+
 .PHONY: docs-cli
 docs-cli: venv ## write docs/reference/cli.md anew: the options of every command, and a session really run
 	$(BIN)/python docs/cli_sessions.py

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 import pty
 import re
+import signal
+import socket
+import ssl
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from support.command import COMMAND, Operator, commands, environment, sfroute
 
-from sfroute import Router
+from sfroute import Router, StoreUnavailable
+from sfroute.cli.common import what_the_system_said
 from sfroute.embedded import LocalCluster
 
 ROOT = Path(__file__).parent.parent
@@ -104,9 +111,119 @@ def test_a_store_that_is_not_there_ends_a_command_with_1_without_its_password() 
         told = out if words == ("doctor",) else err
         assert process.returncode == 1, words
         assert re.search(r"no (start node|answer)", told), words
+        if words not in {("doctor",), ("link", "batch")}:
+            assert "(Connection refused)\n" in err, words
+            assert err.endswith("\nsfroute: to see what is wrong: sfroute doctor\n"), words
         assert out == "" or words == ("doctor",), words
         assert "hunter2" not in out + err
         assert "Traceback" not in err
+
+
+def test_why_a_server_cannot_be_reached_is_told_in_the_words_of_the_system() -> None:
+    def chain(*errors: Exception) -> Exception:
+        for error, cause in pairwise(errors):
+            error.__cause__ = cause
+        return errors[0]
+
+    refused = ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('127.0.0.1', 1)")
+    unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    untrusted = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    for cause, said in [
+        (refused, "Connection refused"),
+        (unknown, "Name or service not known"),
+        (untrusted, "certificate verify failed"),
+        (TimeoutError(), "no answer in time"),
+        (ValueError("a reply that may hold a uid"), ""),
+    ]:
+        error = chain(StoreUnavailable("gone"), redis.ConnectionError("x"), cause)
+        assert what_the_system_said(error) == said
+    assert what_the_system_said(StoreUnavailable("gone")) == ""
+
+
+def test_help_has_a_short_name() -> None:
+    for words in ([], ["link"], ["link", "get"]):
+        assert sfroute(*words, "-h") == sfroute(*words, "--help")
+
+
+@pytest.mark.parametrize(
+    ("unbuffered", "words"),
+    [
+        *(("", ["--help"]), ("", ["--version"]), ("", ["pods"]), ("", ["pods", "--json"])),
+        *(("", ["link", "get", "ada"]), ("", ["route", "ada"]), ("", ["doctor"]), ("", ["top"])),
+        *(("1", ["--help"]), ("1", ["pods"]), ("1", ["route", "ada"])),
+    ],
+)
+def test_a_reader_that_went_away_ends_it_with_141(
+    sfroute_cluster: LocalCluster, sfroute_namespace: str, unbuffered: str, words: list[str]
+) -> None:
+    with Router.from_url(sfroute_cluster.url) as router:
+        operator = Operator(router, sfroute_cluster.url, sfroute_namespace)
+        operator.report(0)
+        operator.link("ada", 0)
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [*COMMAND, *words],
+        env=environment(**operator.variables, PYTHONUNBUFFERED=unbuffered),
+        stdin=subprocess.DEVNULL,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_command_that_is_told_to_end_gives_the_terminal_back(
+    sfroute_cluster: LocalCluster, sfroute_namespace: str
+) -> None:
+    with Router.from_url(sfroute_cluster.url) as router:
+        operator = Operator(router, sfroute_cluster.url, sfroute_namespace)
+        operator.report(0)
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        inner, outer = pty.openpty()
+        variables = environment(**operator.variables, TERM="xterm")
+        running = subprocess.Popen(
+            [*COMMAND, "top"], env=variables, stdin=outer, stdout=outer, stderr=outer
+        )
+        os.close(outer)
+        seen = read_until(inner, b"pod 0")
+        assert b"\x1b[?1049h" in seen  # a screen of its own, without a cursor
+        assert b"\x1b[?25l" in seen
+        running.send_signal(number)
+        seen = read_until(inner, None)
+        assert running.wait(10) == code
+        assert seen.index(b"\x1b[?25h") < seen.index(b"\x1b[?1049l")
+        os.close(inner)
+
+
+def read_until(descriptor: int, wanted: bytes | None) -> bytes:
+    """What a terminal shows until that is among it, or until its program has ended."""
+    seen = b""
+    while wanted is None or wanted not in seen:
+        try:
+            some = os.read(descriptor, 65536)
+        except OSError:  # Linux: the other side is closed
+            some = b""
+        if not some:
+            assert wanted is None, seen
+            break
+        seen += some
+    return seen
+
+
+def test_an_interruption_before_the_command_has_begun_is_one_too() -> None:
+    program = "import sys, sfroute.cli; sys.modules['sfroute.cli.app'] = Late(); sfroute.cli.main()"
+    late = """
+class Late:
+    def __getattr__(self, name):
+        raise KeyboardInterrupt
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", late + program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 def test_colours_are_for_terminals(sfroute_cluster: LocalCluster, sfroute_namespace: str) -> None:
@@ -132,15 +249,7 @@ def on_terminal(command: str, variables: dict[str, str]) -> str:
         [*COMMAND, command], env=variables, stdin=outer, stdout=outer, stderr=subprocess.DEVNULL
     ) as running:
         os.close(outer)
-        seen = b""
-        while True:
-            try:
-                some = os.read(inner, 65536)
-            except OSError:  # Linux: the other side is closed
-                break
-            if not some:
-                break
-            seen += some
+        seen = read_until(inner, None)
         assert running.wait(10) == 0
     os.close(inner)
     return seen.decode()

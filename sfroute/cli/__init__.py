@@ -12,7 +12,7 @@ def main() -> None:
     """Run the command line and exit the process.
 
     Exit codes: 0 done, 1 something failed, 2 called wrongly, 3 the answer is no, 130 interrupted, 141 the reader of the
-    output went away.
+    output went away, 143 told to end (SIGTERM).
     """
     missing = [name for name in ("typer", "rich") if importlib.util.find_spec(name) is None]
     if missing:
@@ -21,6 +21,10 @@ def main() -> None:
             f"sfroute: the command line needs {' and '.join(missing)}; run: pip install 'sfroute[cli]'\n"
         )
         sys.exit(1)
-    from .app import run
+    try:
+        from .app import run
 
-    sys.exit(run())
+        code = run()
+    except KeyboardInterrupt:  # before any command has begun
+        code = 130
+    sys.exit(code)

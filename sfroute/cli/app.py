@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
 from .._version import __version__
-from ..errors import ConfigError, InvalidArgument, SfrouteError
+from ..errors import ConfigError, InvalidArgument, SfrouteError, StoreUnavailable
 from . import cluster, demo, doctor, drain, evacuate, link, pods, route, states, top
+from .common import CALLED_WRONGLY, FAILED, complain, reader_went_away, what_the_system_said
 
 __all__ = ["app", "run"]
 
@@ -17,6 +19,7 @@ app = typer.Typer(
     help="Which pod of a stateful service owns this user?",
     no_args_is_help=True,
     add_completion=True,
+    context_settings={"help_option_names": ["--help", "-h"]},
     # A mistake of the user is told in a sentence; a mistake of ours gets a plain traceback, fit for a bug report.
     pretty_exceptions_enable=False,
     # Docstrings are wrapped as the code is; this joins their lines.
@@ -55,14 +58,31 @@ def _options(
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run the command that ``sys.argv`` or ``arguments`` name; return the exit code where none was raised."""
+    """Run the command that ``sys.argv`` or ``arguments`` name; return the exit code."""
+    try:
+        code = _run(arguments)
+        # Not left to Python, which does it when it exits, and complains of a reader that went away.
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return reader_went_away()
+    return code
+
+
+def _run(arguments: list[str] | None) -> int:
     try:
         # One name, also as `python -m sfroute.cli`.
         app(arguments, prog_name="sfroute")
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):
+            raise ended.__context__ from None
+        return ended.code if isinstance(ended.code, int) else 0
     except (ConfigError, InvalidArgument) as error:
-        typer.echo(f"sfroute: {error}", err=True)
-        return 2
+        complain(str(error))
+        return CALLED_WRONGLY
     except SfrouteError as error:
-        typer.echo(f"sfroute: {error}", err=True)
-        return 1
+        said = what_the_system_said(error)
+        complain(f"{error} ({said})" if said else str(error))
+        if isinstance(error, StoreUnavailable):
+            complain("to see what is wrong: sfroute doctor")
+        return FAILED
     return 0

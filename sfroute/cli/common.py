@@ -7,7 +7,11 @@ import json
 import logging
 import os
 import re
+import signal
+import socket
+import ssl
 import sys
+import threading
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import Annotated, Any, Final, TypeVar
 
@@ -36,9 +40,11 @@ __all__ = [
     "open_router",
     "plain_table",
     "printable",
+    "reader_went_away",
     "require",
     "run",
     "show",
+    "what_the_system_said",
     "write",
 ]
 
@@ -52,6 +58,8 @@ INTERRUPTED: Final = 130
 """128 + SIGINT."""
 _READER_WENT_AWAY: Final = 141
 """128 + SIGPIPE, as of any other filter in a pipeline."""
+_TERMINATED: Final = 143
+"""128 + SIGTERM."""
 
 CLIENT_NAME: Final = "sfroute-cli"
 """Not that of the gateways, so that `top` and people who read CLIENT LIST can tell them apart."""
@@ -96,16 +104,59 @@ def run(work: Coroutine[Any, Any, _T]) -> _T:
     """Run a command's work; an interruption and a reader that went away end it as they end other programs."""
     # What the library would log, it also raises or returns; the screen is the command's.
     logging.getLogger("sfroute").addHandler(logging.NullHandler())
+    # Handlers are the main thread's business.
+    terminable = threading.current_thread() is threading.main_thread()
     try:
-        result = asyncio.run(work)
+        result = asyncio.run(_terminable(work) if terminable else work)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes standard output once more when it exits; there must be something that takes it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(_READER_WENT_AWAY) from None
+        raise typer.Exit(reader_went_away()) from None
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     return result
+
+
+async def _terminable(work: Coroutine[Any, Any, _T]) -> _T:
+    """SIGTERM ends the work as Ctrl-C does: in order, so that a terminal gets back its cursor and what it showed."""
+    task = asyncio.ensure_future(work)
+    told = False
+
+    def end() -> None:
+        nonlocal told
+        told = True
+        task.cancel()
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, end)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if told:
+            raise typer.Exit(_TERMINATED) from None
+        raise
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+
+
+def reader_went_away() -> int:
+    """The exit code for it. Nothing that is written from now on is missed by anybody."""
+    # Python flushes standard output once more when it exits; there must be something that takes it.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return _READER_WENT_AWAY
+
+
+def what_the_system_said(error: BaseException) -> str:
+    """Why the last attempt to reach a server failed, such as ``"Connection refused"``; empty if that is not known."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, TimeoutError):
+            return "no answer in time"
+        if isinstance(cause, (socket.gaierror, ssl.SSLError)):
+            return cause.strerror or ""
+        if isinstance(cause, OSError) and cause.errno:
+            return os.strerror(cause.errno)
+        cause = cause.__cause__ or cause.__context__
+    return ""
 
 
 # --- what is written

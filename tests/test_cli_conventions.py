@@ -175,6 +175,50 @@ def test_a_reader_that_went_away_ends_it_with_141(
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["pods", "--json"], ["route", "ada"]])
+def test_a_full_disk_is_told(
+    sfroute_cluster: LocalCluster, sfroute_namespace: str, words: list[str], unbuffered: str
+) -> None:
+    with Router.from_url(sfroute_cluster.url) as router:
+        operator = Operator(router, sfroute_cluster.url, sfroute_namespace)
+        operator.report(0)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*COMMAND, *words],
+            env=environment(**operator.variables, PYTHONUNBUFFERED=unbuffered),
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "sfroute: the output could not be written (No space left on device)\n",
+    )
+
+
+def test_what_the_caller_has_closed_is_not_missed(
+    sfroute_cluster: LocalCluster, sfroute_namespace: str
+) -> None:
+    with Router.from_url(sfroute_cluster.url) as router:
+        operator = Operator(router, sfroute_cluster.url, sfroute_namespace)
+        operator.report(0)
+    command = f"{' '.join(COMMAND)} route"
+    for closed in ("<&-", "<&- >&-", "<&- 2>&-", "<&- >&- 2>&-"):
+        done = subprocess.run(
+            f"{command} {closed}",
+            shell=True,
+            env=environment(**operator.variables),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_a_command_that_is_told_to_end_gives_the_terminal_back(
     sfroute_cluster: LocalCluster, sfroute_namespace: str
 ) -> None:

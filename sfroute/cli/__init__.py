@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 
 __all__ = ["main"]
@@ -21,6 +22,9 @@ def main() -> None:
             f"sfroute: the command line needs {' and '.join(missing)}; run: pip install 'sfroute[cli]'\n"
         )
         sys.exit(1)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started this
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
     try:
         from .app import run
 

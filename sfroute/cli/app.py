@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import sys
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from .._version import __version__
 from ..errors import ConfigError, InvalidArgument, SfrouteError, StoreUnavailable
 from . import cluster, demo, doctor, drain, evacuate, link, pods, route, states, top
-from .common import CALLED_WRONGLY, FAILED, complain, reader_went_away, what_the_system_said
+from .common import (
+    CALLED_WRONGLY,
+    FAILED,
+    complain,
+    discard_output,
+    reader_went_away,
+    what_the_system_said,
+)
 
 __all__ = ["app", "run"]
 
@@ -39,6 +47,10 @@ app.command("demo")(demo.demo)
 app.add_typer(cluster.app, name="cluster")
 
 
+_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""Of what is met here, only a write of the output fails so."""
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"sfroute {__version__}")
@@ -65,6 +77,12 @@ def run(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:
         return reader_went_away()
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        discard_output()
+        complain(f"the output could not be written ({error.strerror})")
+        return FAILED
     return code
 
 

@@ -37,6 +37,7 @@ __all__ = [
     "complain",
     "console",
     "counted",
+    "discard_output",
     "open_router",
     "plain_table",
     "printable",
@@ -140,9 +141,13 @@ async def _terminable(work: Coroutine[Any, Any, _T]) -> _T:
 
 def reader_went_away() -> int:
     """The exit code for it. Nothing that is written from now on is missed by anybody."""
-    # Python flushes standard output once more when it exits; there must be something that takes it.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    discard_output()
     return _READER_WENT_AWAY
+
+
+def discard_output() -> None:
+    """Python flushes standard output once more when it exits; there must be something that takes it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def what_the_system_said(error: BaseException) -> str:

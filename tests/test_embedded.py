@@ -26,6 +26,7 @@ from redis.retry import Retry
 
 import sfroute.embedded._node as node_module
 from sfroute.embedded import LocalCluster, LocalClusterError, LocalServer
+from sfroute.embedded._view import replicas_online
 from sfroute.errors import ConfigError, InvalidArgument
 from sfroute.keys import slot_of
 
@@ -75,6 +76,27 @@ class TestCluster:
         raw.set(namespace, "1")
         assert raw.get(namespace) == "1"
         cluster.wait_healthy()
+
+    def test_every_primary_has_heard_of_its_replica_when_it_is_healthy(
+        self, cluster: LocalCluster
+    ) -> None:
+        # Before that a WAIT takes until the replica's next acknowledgement, a second later.
+        cluster.wait_healthy()
+        for node in cluster.nodes:
+            if node.role == "primary":
+                (replica,) = cluster.replicas_of(node)
+                assert replicas_online(node.info("replication")) == {replica.port: True}
+
+    def test_a_replica_is_heard_of_only_on_each_of_its_connections(self) -> None:
+        told = {
+            "slave0": "ip=127.0.0.1,port=1,state=online,offset=7,lag=0",
+            "slave1": "ip=127.0.0.1,port=2,state=online,offset=0,lag=1",
+            "slave2": "ip=127.0.0.1,port=1,state=online,offset=0,lag=1",
+            "slave3": "ip=127.0.0.1,port=3,state=online,offset=9,lag=1",
+            "slave4": "ip=127.0.0.1,port=4,state=send_bulk,offset=0,lag=0",
+            "slave_repl_offset": "9",
+        }
+        assert replicas_online(told) == {1: False, 2: False, 3: True}
 
     def test_it_listens_on_loopback_only(self, cluster: LocalCluster) -> None:
         for node in cluster.nodes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import redis
@@ -16,7 +16,7 @@ from sfroute.keys import SLOTS, slot_of
 from ._local import START_SECONDS, LocalServers
 from ._node import Node, Reply, Role, fields
 from ._supervisor import LocalClusterError
-from ._view import Peer, parse_nodes
+from ._view import Peer, parse_nodes, replicas_online
 
 __all__ = ["LocalCluster"]
 
@@ -167,7 +167,7 @@ class LocalCluster(LocalServers):
         """Wait until the running nodes agree that all is well.
 
         That is: each says ``cluster_state:ok``, knows all others that run, sees the same owner of every slot as they,
-        and every replica's link to its primary is up. Nodes that were killed or paused do not count.
+        and every replica has acknowledged something to its primary. Nodes that were killed or paused do not count.
 
         Raises:
             LocalClusterError: not so after ``timeout`` seconds; the text says what is missing.
@@ -178,18 +178,32 @@ class LocalCluster(LocalServers):
     def _missing_for_health(self) -> str | None:
         active = self._active_nodes()
         owners: set[frozenset[tuple[str, range]]] = set()
+        replicas_of: dict[str, set[int]] = {}
+        acknowledged: dict[Node, dict[int, bool]] = {}
         for node in active:
             try:
                 nodes, info, replication = node.commands(*_HEALTH, timeout=_LOOK_SECONDS)
             except _UNREACHABLE:
                 return f"{node!r} does not answer"
             peers = parse_nodes(nodes)
-            missing = self._missing_at(node, peers, active, {**fields(info), **fields(replication)})
+            state = {**fields(info), **fields(replication)}
+            acknowledged[node] = replicas_online(state)
+            if not all(acknowledged[node].values()):
+                # For more than there are: so all are asked, and have something to acknowledge.
+                with suppress(redis.RedisError):
+                    node.commands(("WAIT", 1000, 1), timeout=_LOOK_SECONDS)
+            missing = self._missing_at(node, peers, active, state)
             if missing is not None:
                 return missing
+            primary_id = peers[node.node_id].primary_id
+            if primary_id is not None:
+                replicas_of.setdefault(primary_id, set()).add(node.port)
             owners.add(frozenset((p.node_id, part) for p in peers.values() for part in p.slots))
         if len(owners) > 1:
             return "the nodes do not agree on who serves which slot"
+        for node in active:
+            if not all(acknowledged[node].get(port) for port in replicas_of.get(node.node_id, ())):
+                return f"{node!r} has had no acknowledgement from a replica yet"
         running = {node.node_id for node in active}
         served = sum(len(part) for who, part in set().union(*owners) if who in running)
         return (

@@ -1,12 +1,13 @@
-"""What one node says about its cluster: the reply of CLUSTER NODES."""
+"""What one node says about its cluster: the replies of CLUSTER NODES and INFO."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from ._node import Reply
 
-__all__ = ["Peer", "parse_nodes"]
+__all__ = ["Peer", "parse_nodes", "replicas_online"]
 
 
 class Peer(NamedTuple):
@@ -50,3 +51,20 @@ def parse_nodes(reply: Reply) -> dict[str, Peer]:
 def _slot_range(text: str) -> range:
     first, _, last = text.partition("-")
     return range(int(first), int(last or first) + 1)
+
+
+def replicas_online(replication: Mapping[str, str]) -> dict[int, bool]:
+    """Port of each replica that has its primary's data -> it has acknowledged something. From INFO replication.
+
+    A replica that has just loaded the data is sent nothing before its first acknowledgement, for which it may take a
+    second; a WAIT waits as long.
+    """
+    online: dict[int, bool] = {}
+    for name, value in replication.items():
+        if name.startswith("slave") and name[5:].isdigit():
+            replica = dict(part.split("=", 1) for part in value.split(","))
+            if replica["state"] == "online":
+                port = int(replica["port"])
+                # One that has come back may be listed twice for a while.
+                online[port] = online.get(port, True) and int(replica["offset"]) > 0
+    return online

@@ -37,9 +37,13 @@ class TooFewAcks(Exception):  # a result, never raised
 
 
 class DurableCall(Call):
-    """A write that is answered when its replicas have it."""
+    """A write that is answered when its replicas have it.
 
-    __slots__ = ("_reply", "_trust_late", "_wanted")
+    Attributes:
+        done_on_primary: the primary has replied to it, and not with an error.
+    """
+
+    __slots__ = ("_reply", "_trust_late", "_wanted", "done_on_primary")
 
     def __init__(
         self,
@@ -54,6 +58,7 @@ class DurableCall(Call):
         self._wanted = wanted
         self._trust_late = trust_late
         self._reply: object = None
+        self.done_on_primary = False
 
     def answered(self, reply: object) -> None:
         """The primary's reply; an error is final, anything else waits for the replicas."""
@@ -61,6 +66,7 @@ class DurableCall(Call):
             self.end(reply)
         else:
             self._reply = reply
+            self.done_on_primary = True
 
     def acknowledged(self, replicas: object, seconds: float) -> None:
         """So many replicas have it, after so many seconds; an error: the node is no primary any more."""

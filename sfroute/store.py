@@ -53,9 +53,14 @@ def _nothing() -> None:
     """Nothing to do in the data callback."""
 
 
+def _script_loads() -> tuple[bytes, ...]:
+    """The commands that make a node know all scripts."""
+    return tuple(encode("SCRIPT", "LOAD", script.source) for script in SCRIPTS.values())
+
+
 @dataclass(slots=True)
 class Command:
-    """One command for one key, and what may be done with it. (Nobody changes one; to have it frozen costs 1 us each.).
+    """One command for one key, and what may be done with it. (Nobody changes one; to have it frozen costs 1 us each.)
 
     Attributes:
         operation: the public operation it serves.
@@ -171,11 +176,10 @@ class Store:
 
     async def preload_scripts(self) -> None:
         """Load all scripts on all primaries. A node that will not is no trouble: it gets EVAL when its time comes."""
-        payloads = [encode("SCRIPT", "LOAD", script.source) for script in SCRIPTS.values()]
         calls: list[Call] = []
         for address in self._topology.primaries():
             channel = self._channel(address)
-            for payload in payloads:
+            for payload in _script_loads():
                 call = Call(payload, asking=False, settled=_nothing)
                 channel.submit(call)
                 calls.append(call)
@@ -232,6 +236,8 @@ class Store:
             call = course.call
             if call is not None and call.sent_at > -inf:
                 course.ambiguous = True
+                if isinstance(call, DurableCall) and call.done_on_primary:
+                    course.too_few_acks = course.too_few_acks or TooFewAcks(0)
             raise self._gave_up(command, course) from course.last_error or error
         finally:
             course.done = True
@@ -474,6 +480,9 @@ class Store:
                 observer=AckObserver(
                     self._config.min_replica_acks, self._config.ack_timeout, self._clock
                 ),
+                # A node that was promoted knows no scripts, and behind each NOSCRIPT a WAIT would have to be sat out
+                # before the source can follow. A refusal is no trouble here either.
+                setup=_script_loads(),
                 any_reply_is_life=True,
                 one_batch_at_a_time=True,
             )

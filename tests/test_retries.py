@@ -6,6 +6,7 @@ From a real server where one can be made to give the error, else from a scripted
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -498,6 +499,44 @@ async def test_too_few_acknowledgements_until_the_deadline() -> None:
         with pytest.raises(StoreError, match=r"within 0\.2 s"):
             await router.execute_script(*script_of())
         assert len(peer.received("evalsha")) == sent + 1
+
+
+async def test_what_the_primary_has_done_is_no_open_question_at_the_deadline() -> None:
+    config = replace(DURABLE, retry=RetryConfig(deadline=0.3))
+    async with Peer() as peer, AsyncRouter.from_url(peer.url, config=config) as router:
+        peer.answer("wait", None)  # still waiting when the time is up
+        with pytest.raises(StoreError, match="has happened on the primary") as caught:
+            await router.set_linked_pod(*LINK, 5)
+        assert type(caught.value) is StoreError
+
+
+async def test_no_wait_is_sat_out_for_a_script_that_a_node_does_not_know() -> None:
+    known: set[bytes] = set()
+
+    def load(command: list[bytes]) -> bytes:
+        known.add(hashlib.sha1(command[2]).hexdigest().encode())
+        return bulk("0" * 40)
+
+    def run(command: list[bytes]) -> bytes:
+        return script_reply("4") if command[1] in known else b"-NOSCRIPT No matching script.\r\n"
+
+    async with Peer() as peer, AsyncRouter.from_url(peer.url, config=DURABLE) as router:
+        # As after a failover: what was loaded when the router was opened, this node does not know.
+        peer.answer("script", *[load] * 1000)
+        peer.answer("evalsha", *[run] * 1000)
+        assert await router.set_linked_pod(*LINK, 5) == 4
+        assert len(peer.received("wait")) == 1
+        assert not router.stats().retries
+
+
+async def test_a_node_that_will_not_load_scripts_gets_durable_writes_by_their_source() -> None:
+    async with Peer() as peer, AsyncRouter.from_url(peer.url, config=DURABLE) as router:
+        peer.answer(
+            "script", *[b"-NOPERM no permission to run the 'script|load' command\r\n"] * 1000
+        )
+        peer.answer("evalsha", b"-NOSCRIPT No matching script.\r\n")
+        peer.answer("eval", script_reply("4"))
+        assert await router.set_linked_pod(*LINK, 5) == 4
 
 
 async def test_a_late_acknowledgement_is_asked_for_once_more() -> None:

@@ -428,7 +428,7 @@ class PodAgent:
 
     @property
     def status(self) -> str:
-        """What the pod reports: ``Running``, ``Draining`` or ``Stopped``."""
+        """What the pod reports: ``Running``, ``Draining`` (also at the request of ``sfroute drain``), ``Stopped``."""
         return self._agent.status
 
     @property

@@ -17,8 +17,8 @@ import sfroute
 from sfroute import AsyncPodAgent, AsyncRouter, PodAgent, Router
 
 RENAMED = {"aclose": "close", "__aenter__": "__enter__", "__aexit__": "__exit__"}
-OWN_WORDS = {"aclose", "open", "after_fork_in_child", "status"}
-"""What happens there differs, such as that a thread begins or ends; or one says more."""
+OWN_WORDS = {"aclose", "open", "after_fork_in_child"}
+"""What happens there differs, such as that a thread begins or ends."""
 
 
 class Fronts(NamedTuple):

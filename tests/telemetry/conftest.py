@@ -29,9 +29,9 @@ def node() -> Iterator[LocalCluster]:
         yield cluster
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def plain(node: LocalCluster) -> Iterator[Router]:
-    """A router on it that tells nothing."""
+    """A router on it that tells nothing. Closed with the module: other tests count the threads of routers."""
     with Router.from_url(node.url) as router:
         yield router
 

@@ -551,9 +551,10 @@ class AsyncRouter:
         evacuation = Evacuation(
             self._engine, self._routes, (namespace, service, pod), policy, rate, dry_run=dry_run
         )
-        async with contextlib.aclosing(evacuation.run()) as steps:
-            async for progress in steps:
-                yield progress
+        with self._telemetry.in_pieces("evacuate", namespace, service):
+            async with contextlib.aclosing(evacuation.run()) as steps:
+                async for progress in steps:
+                    yield progress
 
     # Tools
 

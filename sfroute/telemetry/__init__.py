@@ -142,6 +142,23 @@ class Telemetry:
         self.end(record)
         return result
 
+    @contextmanager
+    def in_pieces(self, operation: str, namespace: str, service: str) -> Iterator[None]:
+        """A public call that gives results while it goes on: its span is no parent of what its caller does meanwhile,
+        nor of what the router does for it.
+        """
+        record, error = self.begin(operation, namespace, service, None), None
+        try:
+            yield
+        except GeneratorExit:  # its caller has seen enough
+            raise
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            if record is not None:
+                self.end(record, error)
+
     def answered_from_cache(self) -> None:
         """The present public call needed nothing else."""
         record = CURRENT.get()

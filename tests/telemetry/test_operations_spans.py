@@ -165,6 +165,40 @@ async def test_an_operation_makes_exactly_these_spans(
             assert attributes["network.peer.port"] == port
 
 
+@pytest.mark.parametrize("steps", ["all", "one"])
+async def test_an_evacuation_is_one_span_however_far_it_is_followed(
+    steps: str, node: LocalCluster, tap: Tap, prepared: str
+) -> None:
+    async with AsyncRouter.from_url(node.url, config=tap.config()) as router:
+        with tap.tracer.start_as_current_span("request"):
+            evacuation = router.evacuate(prepared, SERVICE, 9)
+            async for _ in evacuation:
+                if steps == "one":
+                    break
+            await evacuation.aclose()
+    (span,) = tap.children(tap.one("request"))
+    assert tap.tree(span) == call("evacuate", namespace=prepared, service=SERVICE)
+
+
+def test_an_evacuation_from_a_thread_is_one_too(
+    node: LocalCluster, tap: Tap, prepared: str
+) -> None:
+    with Router.from_url(node.url, config=tap.config()) as router, tap.tracer.start_as_current_span("request"):
+        assert list(router.evacuate(prepared, SERVICE, 9))[-1].done
+    (span,) = tap.children(tap.one("request"))
+    assert tap.tree(span) == call("evacuate", namespace=prepared, service=SERVICE)
+
+
+async def test_an_evacuation_that_fails_says_so(
+    node: LocalCluster, tap: Tap, prepared: str
+) -> None:
+    async with AsyncRouter.from_url(node.url, config=tap.config()) as router:
+        with pytest.raises(NoRoutablePod):
+            async for _ in router.evacuate(prepared, SERVICE, 1):
+                pass
+    assert (tap.one("sfroute evacuate").attributes or {})["error.type"] == "NoRoutablePod"
+
+
 def test_every_operation_has_a_case() -> None:
     operations = {
         name

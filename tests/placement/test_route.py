@@ -167,7 +167,7 @@ class TestWhichLinksStay:
     ) -> None:
         """Heartbeats may be late after an outage, but not one that was over long ago, as far as anybody knows."""
         config = RouterConfig(
-            retry=RetryConfig(deadline=0.3), placement=PlacementConfig(pod_timeout=0.5)
+            retry=RetryConfig(deadline=0.8), placement=PlacementConfig(pod_timeout=0.5)
         )
         with LocalServer(server_binary=server_binary) as single:
             router = make_router(single.url, config=config)

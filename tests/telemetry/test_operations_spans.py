@@ -183,7 +183,10 @@ async def test_an_evacuation_is_one_span_however_far_it_is_followed(
 def test_an_evacuation_from_a_thread_is_one_too(
     node: LocalCluster, tap: Tap, prepared: str
 ) -> None:
-    with Router.from_url(node.url, config=tap.config()) as router, tap.tracer.start_as_current_span("request"):
+    with (
+        Router.from_url(node.url, config=tap.config()) as router,
+        tap.tracer.start_as_current_span("request"),
+    ):
         assert list(router.evacuate(prepared, SERVICE, 9))[-1].done
     (span,) = tap.children(tap.one("request"))
     assert tap.tree(span) == call("evacuate", namespace=prepared, service=SERVICE)

@@ -74,7 +74,7 @@ async def test_links_of_a_batch_are_bounded(node: LocalCluster, tap: Tap, namesp
 
 async def test_a_stale_answer_says_so(make_router: Callable[..., Any], tap: Tap) -> None:
     config = RouterConfig(
-        cache=CacheConfig(max_age=0.05), retry=RetryConfig(deadline=0.4, connect_timeout=0.2)
+        cache=CacheConfig(max_age=0.05), retry=RetryConfig(deadline=1.0, connect_timeout=0.5)
     )
     with LocalCluster(1, 0) as cluster:
         router = make_router(cluster.url, config=tap.config(base=config))

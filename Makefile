@@ -166,6 +166,10 @@ $(BENCH_STAMP): pyproject.toml constraints/bench.txt constraints/dev.txt sfroute
 bench: $(BENCH_STAMP) ## measure beside every peer, and write docs/benchmarks.md (needs a quiet machine)
 	@$(BENCH_VENV)/bin/python benchmarks/suite.py $(ARGS)
 
+.PHONY: bench-micro
+bench-micro: $(BENCH_STAMP) ## the small parts that every call goes through, by pyperf; ARGS="--fast", ARGS="-o new.json"
+	@$(BENCH_VENV)/bin/python benchmarks/micro.py --quiet $(ARGS)
+
 .PHONY: bench-quick
 bench-quick: $(BENCH_STAMP) ## the same in less than a minute: shows that it works, and rough figures
 	@$(BENCH_VENV)/bin/python benchmarks/suite.py --quick $(ARGS)

@@ -157,7 +157,13 @@ class ClusterTopology(Topology):
         if self._client.nodes_manager.slots_cache:
             self.adopt()
         while not self.primaries():
-            error = await self._ask()
+            error: Exception | None
+            try:
+                # redis-py asks one node after the other, and waits for each.
+                async with asyncio.timeout_at(give_up):
+                    error = await self._ask()
+            except TimeoutError as late:
+                error = late
             if self.primaries():
                 break
             wrong = _what_is_wrong(error)

@@ -10,10 +10,12 @@ import hashlib
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import pytest
 import redis
+from conftest import make_cluster
 from support.peer import Peer, bulk, script_reply
 from support.proxy import ProxiedCluster, Proxy
 
@@ -134,6 +136,21 @@ async def test_refused_connections_change_nothing() -> None:
             assert not peer.received("evalsha")
             await gone.accept()
             assert await router.set_linked_pod(*LINK, 5) is None
+
+
+async def test_many_start_nodes_that_say_nothing_take_no_longer_than_one() -> None:
+    config = replace(CONFIG, retry=RetryConfig(deadline=0.3, connect_timeout=0.2))
+    async with AsyncExitStack() as stack:
+        peers = [await stack.enter_async_context(Peer()) for _ in range(8)]
+        for peer in peers:
+            peer.answer("hello", *[None] * 100)
+        hosts = ",".join(f"127.0.0.1:{peer.address[1]}" for peer in peers)
+        router = AsyncRouter.from_url(f"redis+cluster://{hosts}", config=config)
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailable, match="no start node"):
+            await router.open()
+        assert time.monotonic() - began < 1.0  # one after the other they would take 1.6 s
+        await router.aclose()
 
 
 # --- the same from a real server

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from .keys import SLOTS
 
-__all__ = ["RETRIED_CODES", "Failure", "Kind", "read_failure"]
+__all__ = ["RETRIED_CODES", "Failure", "Kind", "is_host", "read_failure"]
 
 
 class Kind(enum.Enum):
@@ -67,6 +67,9 @@ _KINDS: Final = {
     "SFTOOMANY": Kind.CORRUPT,
 }
 
+MAX_HOST: Final = 255
+"""The longest name there is in the DNS has 253 characters."""
+
 _REFUSED_IN_SCRIPT: Final = ("ACL failure in script", "The user executing the script can't")
 """How Valkey and Redis, and Redis 7.0, say that a script lacks a right of its user's."""
 
@@ -106,7 +109,13 @@ def _redirect(words: list[str]) -> tuple[int, str, int] | None:
     # What no slot is must not get as far as the slot map.
     if slot_number is None or slot_number >= SLOTS or port_number is None or port_number == 0:
         return None
-    return slot_number, "" if host == "?" else host.strip("[]"), port_number
+    host = "" if host == "?" else host.strip("[]")
+    return (slot_number, host, port_number) if is_host(host) else None
+
+
+def is_host(text: str) -> bool:
+    """True for what may be a host's name or address, and for nothing at all; so that it is fit for a log, too."""
+    return len(text) <= MAX_HOST and text.isascii() and text.isprintable() and " " not in text
 
 
 def _number(text: str) -> int | None:

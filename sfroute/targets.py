@@ -21,6 +21,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from .config import RouterConfig
 from .errors import ConfigError
+from .slotmap import distrust
 from .wire import Address, Credentials, WireSettings
 
 __all__ = ["AnyClient", "StoreTarget", "target_of_client", "target_of_url"]
@@ -96,7 +97,9 @@ class StoreTarget:
         if "driver_info" in accepted:
             # Behind it is CLIENT SETINFO: one more right to give, and one that Redis 7.0 does not know.
             options["driver_info"] = None
-        return AsyncRedisCluster(**options)
+        client = AsyncRedisCluster(**options)
+        distrust(client)
+        return client
 
 
 def _uses_tls(options: Mapping[str, Any]) -> bool:

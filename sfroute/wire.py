@@ -9,7 +9,6 @@ Who may touch it: only the event loop it was opened on.
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
 import ssl
 from collections import deque
@@ -18,6 +17,8 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol, cast
 
 import hiredis
+
+from .reader import BoundedReader, TooMuch
 
 __all__ = [
     "Address",
@@ -34,20 +35,6 @@ __all__ = [
 
 ReplyError = hiredis.ReplyError
 """An error reply; arrives as a value, never raised."""
-
-MAX_REPLY_BYTES: Final = 64 * 2**20
-"""The most bytes one reply may take. The largest honest one is a service's pod states; beyond this the peer is
-broken.
-"""
-
-_LONG_LIST: Final = re.compile(rb"[*>~|](?:[0-9]{5,7}|[0-9]*\Z)")
-"""The header of a list, push, set or attribute of ten thousand elements or more, its beginning where the data end, or a
-text like one. hiredis takes the memory for all elements when it reads the header: a thousand million cost gigabytes,
-and stop the process for half a minute; so do hundreds of lists of a million, each in the one before."""
-
-ELEMENT_BYTES: Final = 72
-"""Each element of such a list counts for so many bytes of its reply, arrived or not. So a million are too
-much; the longest honest list, of the states of ten thousand pods, has 30,001."""
 
 READ_BYTES: Final = 8 * 1024
 """The most that is read, parsed and handed over in one turn of the event loop: a hundred pushes, or the answers to six
@@ -157,12 +144,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
-        self._reader = hiredis.Reader(notEnoughData=_NOTHING)
+        self._reader = BoundedReader(hiredis.Reader(notEnoughData=_NOTHING))
         self._tokens: deque[Token] = deque()
         self._transport: asyncio.Transport | None = None
         self._buffer = memoryview(bytearray(READ_BYTES))
-        self._unparsed = 0
-        self._held = b""
         self._lost: ConnectionLost | None = None
         self.server_version: tuple[int, ...] = ()
 
@@ -251,54 +236,32 @@ class Connection(asyncio.BufferedProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse all that is whole, and hand it over in wire order."""
-        if self._held:
-            data, self._held = self._held + data, b""
-        # Most of what arrives has none of these; to look for them costs a twentieth of the search.
-        if b"*" in data or b">" in data or b"~" in data or b"|" in data:
-            taken = 0
-            for found in _LONG_LIST.finditer(data):
-                place, end = found.span()
-                if end == len(data) and end - place < 8:
-                    # Nothing whole ends here, so nobody waits for it.
-                    self._held, data = data[place:], data[:place]
-                    break
-                # What is before it tells a header from a text: in the middle of a text something is left to parse.
-                if not self._take(data[taken:place]):
-                    return
-                taken = place
-                if not self._reader.has_data():
-                    self._unparsed += int(data[place + 1 : end]) * ELEMENT_BYTES
-                    if self._unparsed > MAX_REPLY_BYTES:
-                        self._fail("the server announced a reply of a million elements or more")
-                        return
-            data = data[taken:]
-        if self._take(data):
-            self._receiver.on_read()
-
-    def _take(self, data: bytes) -> bool:
-        """Hand over what is whole by now; False if that was the end."""
         reader, receiver, tokens = self._reader, self._receiver, self._tokens
+        gets = reader.gets
         try:
             reader.feed(data)
-            self._unparsed += len(data)
-            while (reply := reader.gets()) is not _NOTHING:
-                if self._lost is not None:
-                    return False  # closed by what a receiver just did: later data is nobody's
-                self._unparsed = 0
-                if type(reply) is hiredis.PushNotification:
-                    receiver.on_push(reply)
-                elif tokens:
-                    tokens.popleft().on_reply(reply)
-                else:
-                    raise hiredis.ProtocolError("a reply that nobody asked for")
+            more = True
+            while more:
+                parsed = False
+                while (reply := gets()) is not _NOTHING:
+                    if self._lost is not None:
+                        return  # closed by what a receiver just did: later data is nobody's
+                    parsed = True
+                    if type(reply) is hiredis.PushNotification:
+                        receiver.on_push(reply)
+                    elif tokens:
+                        tokens.popleft().on_reply(reply)
+                    else:
+                        raise hiredis.ProtocolError("a reply that nobody asked for")
+                more = reader.more(parsed=parsed)
+        except TooMuch as error:
+            self._fail(str(error))
         except (hiredis.HiredisError, TypeError, MemoryError) as error:
             # TypeError: a map whose key is a list. The text may echo what the peer sent.
             self._fail(f"the server broke the protocol ({type(error).__name__})")
-            return False
-        if self._unparsed > MAX_REPLY_BYTES:
-            self._fail(f"the server sent a reply of more than {MAX_REPLY_BYTES} bytes")
-            return False
-        return True
+        else:
+            if self._lost is None:
+                receiver.on_read()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the receiver, once."""

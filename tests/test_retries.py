@@ -255,6 +255,19 @@ async def test_moved(own_cluster: LocalCluster) -> None:
         assert router.stats().retries["MOVED"] > 0
 
 
+async def test_nodes_that_do_not_tell_their_host(server: str) -> None:
+    """As behind a load balancer: a node's host is that of whoever was asked."""
+    directives = {"cluster-preferred-endpoint-type": "unknown-endpoint"}
+    with make_cluster(server, replicas_per_primary=0, extra_config=directives) as cluster:
+        # One start node: the others are found by its host and their ports.
+        host, port = cluster.startup_nodes[0]
+        url = f"redis+cluster://{host}:{port}"
+        async with AsyncRouter.from_url(url, config=CONFIG) as router:
+            for number in range(9):
+                assert await router.set_linked_pod("ns", f"u{number}", "chat", 5) is None
+            assert not router.stats().retries
+
+
 async def test_ask_and_tryagain(own_cluster: LocalCluster) -> None:
     """Halfway to another node, look-ups follow ASK; scripts, which name a key that is not there yet, wait."""
     async with AsyncRouter.from_url(own_cluster.url, config=CONFIG) as router:

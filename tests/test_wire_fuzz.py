@@ -22,6 +22,7 @@ import pytest
 import redis.crc
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
+from redis.exceptions import InvalidResponse
 from support.peer import Peer, bulk
 
 from sfroute import (
@@ -44,8 +45,10 @@ from sfroute.keys import (
     parse_link_key,
 )
 from sfroute.lane import Lane, Read
+from sfroute.reader import MAX_REPLY_BYTES
+from sfroute.slotmap import MAX_NODES, checked_slot_map
 from sfroute.telemetry import Telemetry
-from sfroute.wire import MAX_REPLY_BYTES, Address, Connection, ConnectionLost, Token, WireSettings
+from sfroute.wire import Address, Connection, ConnectionLost, Token, WireSettings
 
 MINUTES = float(os.environ.get("SFROUTE_FUZZ_MINUTES", "0"))
 """How long to look for trouble; 0: only a few hundred examples. `make fuzz` sets it."""
@@ -82,7 +85,7 @@ def peak_megabytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-PROPERTIES = 5
+PROPERTIES = 6
 """Those that share MINUTES."""
 
 # --- what a user may call themselves
@@ -397,6 +400,15 @@ def test_an_endless_reply_is_cut_off() -> None:
     assert (followed.closed, followed.told) == (True, [])
 
 
+@pytest.mark.parametrize("one", [b"*0\r\n", b"%0\r\n", b"+ab\r\n", b",1\r\n"])
+def test_nor_does_a_crowd_of_little_ones_take_more(one: bytes) -> None:
+    chunk = (b"*9000\r\n" + one * 9000) * 20
+    before = peak_megabytes()
+    followed = converse([b"*9999\r\n", *[chunk] * (MAX_REPLY_BYTES // len(chunk))], 1)
+    assert (followed.closed, followed.told) == (True, [])
+    assert peak_megabytes() - before < 100
+
+
 ANNOUNCE = """
 import resource, sys
 sys.path.insert(0, {tests!r})
@@ -581,9 +593,7 @@ async def call(operation: str, answers: dict[str, list[bytes]], cluster: bool) -
     with nothing_is_raised_into(asyncio.get_running_loop()):
         async with Peer() as peer:
             for command, planned in answers.items():
-                # redis-py asks for the slot map, with a parser of its own that takes what memory it is told to.
-                if not (cluster and command in ("hello", "client", "ping")):
-                    peer.answer(command, *planned)
+                peer.answer(command, *planned)
             router = AsyncRouter.from_url(
                 peer.cluster_url if cluster else peer.url, config=IMPATIENT
             )
@@ -627,6 +637,154 @@ def test_whatever_a_server_answers_a_call_ends_with_a_result_or_a_named_error() 
             runner.run(call(operation, planned, cluster))
 
         again(check)
+
+
+# --- what it may say of slots
+
+hosts = st.sampled_from(
+    [
+        bulk("127.0.0.1"),
+        bulk("127.0.0.2"),
+        bulk(""),
+        b"_\r\n",
+        bulk("?"),
+        bulk(b"\x00"),
+        bulk(b"\xff"),
+        bulk("[::1"),
+        bulk("a..b"),
+        bulk("x" * 300),
+        bulk("127.0.0.1\nforged"),
+    ]
+)
+ports = st.sampled_from([1, 1, 1, 0, -1, 65_535, 65_536, 10**18])
+bounds = st.integers(0, 16_383) | st.sampled_from([0, 16_383, 16_384, -1, 10**12, 2**63 - 1])
+
+
+def array(*parts: bytes) -> bytes:
+    return b"*%d\r\n%b" % (len(parts), b"".join(parts))
+
+
+nodes = st.builds(
+    lambda host, port, rest: array(host, b":%d\r\n" % port, *rest),
+    hosts,
+    ports,
+    st.lists(values, max_size=2),
+)
+entries = st.builds(
+    lambda first, last, served_by: array(b":%d\r\n" % first, b":%d\r\n" % last, *served_by),
+    bounds,
+    bounds,
+    st.lists(nodes | nodes | values, max_size=3),
+)
+slot_maps = st.builds(
+    lambda listed: array(*listed), st.lists(entries | entries | values, max_size=5)
+)
+
+
+def test_whatever_a_start_node_says_of_slots_a_call_ends() -> None:
+    with asyncio.Runner() as runner:
+
+        @fuzz(100)
+        @given(st.lists(slot_maps | slot_maps | streams, min_size=1, max_size=3), values | streams)
+        # So many slots would be counted through for hours, and remembered.
+        @example([array(array(b":0\r\n", b":%d\r\n" % 10**12, array(bulk("h"), b":1\r\n")))], b"")
+        def check(maps: list[bytes], greeting: bytes) -> None:
+            planned = {"cluster": maps} | ({"hello": [greeting]} if greeting else {})
+            runner.run(call("get_linked_pod", planned, True))
+
+        again(check)
+
+
+def test_what_is_no_slot_map_is_refused_before_anything_is_made_of_it() -> None:
+    @fuzz(300)
+    @given(slot_maps)
+    def check(stream: bytes) -> None:
+        reader = hiredis.Reader()
+        reader.feed(stream)
+        try:
+            checked = checked_slot_map(reader.gets())
+        except (InvalidResponse, hiredis.HiredisError, TypeError):
+            return  # the last: a map whose key is a list, as everywhere
+        named = [slot for first, last, *_ in checked for slot in range(first, last + 1)]
+        assert len(named) <= 16_384
+        assert all(0 <= slot < 16_384 for slot in named)
+
+    check()
+
+
+def a_map(*ranges: tuple[int, int], nodes: int = 1) -> list[list[Any]]:
+    return [[a, b, *[[b"127.0.0.1", 1 + n, b"id"] for n in range(nodes)]] for a, b in ranges]
+
+
+@pytest.mark.parametrize(
+    "slot_map",
+    [
+        a_map((0, 16_384)),
+        a_map((0, 16_383), (0, 0)),
+        a_map((5, 4)),
+        a_map((0, 16_383), nodes=MAX_NODES + 1),
+        [[0, 1, [b"h" * 256, 1]]],
+        [[0, 1, [b"h\n", 1]]],
+        [[0, 1, [b"h", 65_536]]],
+        [[0, 1, [b"h", True]]],
+        [[0, 1]],
+    ],
+)
+def test_no_cluster_has_that(slot_map: list[list[Any]]) -> None:
+    with pytest.raises(InvalidResponse):
+        checked_slot_map(slot_map)
+
+
+def test_a_large_cluster_is_none_of_them() -> None:
+    largest = [[n, n, [b"10.0.%d.1" % (n % 1000), 1, b"id"]] for n in range(16_384)]
+    assert checked_slot_map(largest) is largest
+    # A node that does not know its own name, as seen by whoever asks it.
+    assert checked_slot_map([[0, 1, [None, 1, b"id"]]]) == [[0, 1, [b"", 1, b"id"]]]
+
+
+HOSTILE_START = """
+import asyncio, resource, sys
+sys.path.insert(0, {tests!r})
+from support.peer import Peer
+from test_wire_fuzz import HOSTILE_MAPS, IMPATIENT
+from sfroute import AsyncRouter, StoreError
+async def main():
+    for answer in HOSTILE_MAPS:
+        for command in ("cluster", "hello"):
+            async with Peer() as peer:
+                peer.answer(command, *[answer] * 50)
+                router = AsyncRouter.from_url(peer.cluster_url, config=IMPATIENT)
+                try:
+                    await router.open()
+                except StoreError:
+                    pass  # redis-py does not look closely at what HELLO is answered
+                await router.aclose()
+before = resource.getrusage(resource.RUSAGE_SELF)
+asyncio.run(main())
+after = resource.getrusage(resource.RUSAGE_SELF)
+print(after.ru_maxrss - before.ru_maxrss, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+"""
+
+HOSTILE_MAPS = [
+    *(
+        kind + size + b"\r\n"
+        for kind in (b"*", b">", b"~")
+        for size in (b"99999999", b"4294967295")
+    ),
+    b"*50000\r\n" * 300,
+    b"*1\r\n*3\r\n:0\r\n:%d\r\n*2\r\n+127.0.0.1\r\n:1\r\n" % 10**12,
+    b"*9999\r\n" + b"*3\r\n:0\r\n:16383\r\n*2\r\n+127.0.0.1\r\n:1\r\n" * 9999,
+]
+
+
+def test_a_hostile_start_node_takes_no_memory_and_no_time() -> None:
+    program = HOSTILE_START.format(tests=os.path.dirname(__file__))  # noqa: PTH120
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=50
+    )
+    kilobytes, seconds = done.stdout.split()
+    assert int(kilobytes) < 100_000
+    assert float(seconds) < 15
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,8 @@ import pytest
 import redis.asyncio.cluster
 from conftest import SERVERS, make_cluster
 from redis.asyncio.cluster import ClusterNode
-from redis.maint_notifications import MaintNotificationsConfig
 from support.ledger import Ledger
-from support.proxy import ProxiedCluster, Proxy
+from support.proxy import WITHOUT_NOTIFICATIONS, ProxiedCluster, Proxy
 
 from sfroute import AsyncRouter
 from sfroute.embedded import LocalCluster
@@ -246,7 +245,7 @@ async def test_all_addresses_change(namespace: str) -> None:
             lent = redis.asyncio.cluster.RedisCluster(
                 startup_nodes=[ClusterNode(*name.address)],
                 protocol=3,
-                maint_notifications_config=MaintNotificationsConfig(enabled=False),
+                **WITHOUT_NOTIFICATIONS,
             )
             async with (
                 aclosing(lent),

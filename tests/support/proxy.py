@@ -15,6 +15,7 @@ reordered, changed or dropped, but for ``cut``: like a network, a proxy only dec
 from __future__ import annotations
 
 import asyncio
+import inspect
 import socket
 import struct
 from collections import Counter, deque
@@ -27,7 +28,14 @@ import hiredis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.maint_notifications import MaintNotificationsConfig
 
-__all__ = ["Flow", "ProxiedCluster", "Proxy"]
+__all__ = ["WITHOUT_NOTIFICATIONS", "Flow", "ProxiedCluster", "Proxy"]
+
+WITHOUT_NOTIFICATIONS: Final[dict[str, Any]] = (
+    {"maint_notifications_config": MaintNotificationsConfig(enabled=False)}
+    if "maint_notifications_config" in inspect.signature(RedisCluster.__init__).parameters
+    else {}
+)
+"""For a client of redis-py's on Valkey, which refuses the command behind them; redis-py 8.0 has none."""
 
 _CHUNK: Final = 65536
 _RESET: Final = struct.pack("ii", 1, 0)
@@ -371,7 +379,7 @@ class ProxiedCluster:
             startup_nodes=[ClusterNode(*proxy.address) for proxy in self.proxies.values()],
             address_remap=lambda node: self.proxies[node].address,
             protocol=3,
-            maint_notifications_config=MaintNotificationsConfig(enabled=False),
+            **WITHOUT_NOTIFICATIONS,
         )
         try:
             yield client

@@ -22,7 +22,14 @@ from numbers import Real
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
-from .errors import ConfigError, InvalidArgument, RouterClosed, SfrouteError, StoreError
+from .errors import (
+    ConfigError,
+    InvalidArgument,
+    OutcomeUnknown,
+    RouterClosed,
+    SfrouteError,
+    StoreError,
+)
 from .keys import check_link_names, check_pod, check_service_names
 from .router import AsyncRouter
 from .states import asked_to_drain, compose_state
@@ -196,9 +203,17 @@ class AsyncPodAgent:
         check_link_names(self._namespace, uid, self._service)
         self._has_accepted = True
         link = (self._namespace, uid, self._service)
-        owner = await self._router.routes.claim(link, self.pod)
-        if owner == self.pod:
-            self._uids.add(uid)
+        known = uid in self._uids
+        # Before the answer, which may be lost, or not waited for: drain() then asks the store about the uid.
+        self._uids.add(uid)
+        try:
+            owner = await self._router.routes.claim(link, self.pod)
+        except SfrouteError as error:
+            if not known and not isinstance(error, OutcomeUnknown):
+                self._uids.discard(uid)
+            raise
+        if owner != self.pod:
+            self._uids.discard(uid)
         return TrySetResult(owner == self.pod, owner)
 
     async def release(self, uid: str, *, grace: int | None = None) -> bool:

@@ -95,6 +95,12 @@ async def until(condition: Callable[[], bool], within: float = 5.0) -> None:
             await asyncio.sleep(0.01)
 
 
+async def until_linked(router: AsyncRouter, namespace: str, uid: str, pod: int) -> None:
+    async with asyncio.timeout(5.0):
+        while await router.get_linked_pod(namespace, uid, "chat", fresh=True) != pod:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 class TestHeartbeats:
     async def test_the_first_is_stored_before_the_block_and_the_last_when_it_ends(
         self, speaker: Any, states: StateProgram, namespace: str
@@ -336,6 +342,22 @@ class TestDraining:
             began = time.monotonic()
             assert await agent.drain(0.5) == 1
             assert 0.45 < time.monotonic() - began < 1.5
+
+    async def test_what_was_accepted_while_nobody_waited_any_more_is_waited_for(
+        self, cluster: LocalCluster, namespace: str
+    ) -> None:
+        async with (
+            AsyncRouter.from_url(cluster.url, config=QUICK) as router,
+            AsyncPodAgent(router, namespace, "chat", 3) as agent,
+        ):
+            parts = router.engine.parts_here()
+            assert parts is not None
+            accepting = asyncio.ensure_future(agent.accept("ada"))
+            while not any(one.in_flight for one in parts.store._channels.values()):  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            accepting.cancel()
+            await until_linked(router, namespace, "ada", 3)
+            assert await agent.drain(0.5) == 1
 
     async def test_without_accepted_uids_it_looks_through_the_store(
         self, speaker: Any, namespace: str

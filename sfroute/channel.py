@@ -12,7 +12,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from math import inf
 from typing import Final, Protocol, cast
 
@@ -20,12 +20,15 @@ from .config import RouterConfig
 from .errors import RouterClosed
 from .wire import Address, Connection, ConnectionLost, HandshakeRefused, Token, WireSettings, encode
 
-__all__ = ["Channel", "ChannelObserver", "Request"]
+__all__ = ["MAX_STRAYS", "Channel", "ChannelObserver", "Request", "idle_strays"]
 
 _log = logging.getLogger(__name__)
 
 MAX_BATCH_COMMANDS: Final = 256
 MAX_BATCH_BYTES: Final = 64 * 1024
+MAX_STRAYS: Final = 64
+"""Channels to nodes that serve no slots, which are kept for the case that they are about to; no cluster has that many
+importing nodes without slots of their own."""
 _PING: Final = encode("PING")
 
 
@@ -91,6 +94,18 @@ class _Ping:
         """The channel itself is told of the loss."""
 
 
+def idle_strays(channels: Mapping[Address, Channel], serving: Set[Address]) -> list[Address]:
+    """Those of too many channels to nodes that serve no slots (targets of ASK) that nobody uses now."""
+    strays = [address for address in channels if address not in serving]
+    if len(strays) < MAX_STRAYS:
+        return []
+    return [
+        address
+        for address in strays
+        if not channels[address].in_flight and not channels[address].waiting
+    ]
+
+
 class Channel:
     """See the module's text.
 
@@ -135,6 +150,7 @@ class Channel:
         self._alive_until = -inf
         self._beat_timer: asyncio.TimerHandle | None = None
         self._failed_attempts = 0
+        self._up_since = -inf
         self._next_attempt = -inf
         self._closed = False
 
@@ -266,7 +282,7 @@ class Channel:
             return
         self._connection = connection
         self.reachable = True
-        self._failed_attempts = 0
+        self._up_since = self._clock()
         self._pings_in_flight = 0
         self._alive_until = since + self._config.cache.heartbeat_timeout
         self._beat_timer = self._loop.call_later(self._config.cache.heartbeat, self._beat)
@@ -349,6 +365,9 @@ class Channel:
                 request.on_lost(error, sent=True)
         if not self._closed:
             self.reconnects += 1
+            # One that ends as soon as it is there has failed as well: it is tried more and more rarely.
+            short = self._clock() - self._up_since < self._config.retry.cap
+            self._failed_attempts = self._failed_attempts + 1 if short else 0
             # A short random pause, so that a fleet does not come back in step.
             self._set_next_attempt()
             self._connect_soon()

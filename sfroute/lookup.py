@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from .cache import CacheKey, Entry, Flight, LookupCache, Waiter
+from .channel import MAX_STRAYS, idle_strays
 from .config import RouterConfig
 from .deadlines import Deadlines
 from .errors import RouterClosed, StoreError, StoreUnavailable
@@ -267,6 +268,10 @@ class Lookups:
     def _lane(self, address: Address) -> Lane:
         lane = self._lanes.get(address)
         if lane is None:
+            if len(self._lanes) >= MAX_STRAYS:
+                channels = {other: lane.channel for other, lane in self._lanes.items()}
+                for stray in idle_strays(channels, self._topology.primaries()):
+                    self._lanes.pop(stray).channel.close()
             lane = self._lanes[address] = Lane(
                 address,
                 self._settings,
@@ -296,7 +301,8 @@ class Lookups:
 
     def read_lost(self, read: Read, error: Exception) -> None:
         """The lane's connection is gone, or cannot be made."""
-        if isinstance(error, HandshakeRefused) and not self.cache.stale(read.key):
+        servable = read.may_serve_stale and self.cache.stale(read.key)
+        if isinstance(error, HandshakeRefused) and not servable:
             no_entry = StoreError(str(error), operation="lookup", retryable=False)
             no_entry.__cause__ = error
             self.cache.fail(read, no_entry)
@@ -317,9 +323,8 @@ class Lookups:
         newer = self.cache.join(read.key)
         opened = None
         if newer is None:
-            newer = opened = self.cache.open(
-                Read(read.key, self._clock() + self._deadline, read.may_serve_stale)
-            )
+            # Not a deadline of its own: whoever has more time than this flight asks again (find).
+            newer = opened = self.cache.open(Read(read.key, read.deadline, read.may_serve_stale))
         newer.tears = max(newer.tears, read.tears + 1)
         if read.records:
             newer.calls().extend(read.records)

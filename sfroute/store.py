@@ -28,7 +28,7 @@ from typing import Final, TypeVar
 
 from .acks import AckObserver, DurableCall, TooFewAcks
 from .calls import Call, Lost
-from .channel import Channel
+from .channel import MAX_STRAYS, Channel, idle_strays
 from .config import RouterConfig
 from .deadlines import Deadlines
 from .errors import OutcomeUnknown, RouterClosed, ScriptFailed, StoreError, StoreUnavailable
@@ -391,6 +391,8 @@ class Store:
     ) -> None:
         target = Address(failure.host or address.host, failure.port)
         if failure.kind is Kind.MOVED and not self._topology.learn(failure.slot, target):
+            if course.ambiguous:
+                raise self._unknown(command, f"its repetition was refused ({failure.code})")
             raise _final_error(command, failure)
         course.address = target
         course.asking = failure.kind is Kind.ASK
@@ -472,6 +474,7 @@ class Store:
         """Durable writes travel apart: nothing else is to wait behind their WAIT."""
         channel = self._durable.get(address)
         if channel is None:
+            self._drop_strays(self._durable)
             channel = self._durable[address] = Channel(
                 address,
                 self._settings,
@@ -493,10 +496,16 @@ class Store:
             raise RouterClosed
         channel = self._channels.get(address)
         if channel is None:
+            self._drop_strays(self._channels)
             channel = self._channels[address] = Channel(
                 address, self._settings, self._config, self._clock, any_reply_is_life=True
             )
         return channel
+
+    def _drop_strays(self, channels: dict[Address, Channel]) -> None:
+        if len(channels) >= MAX_STRAYS:
+            for stray in idle_strays(channels, self._topology.primaries()):
+                channels.pop(stray).close()
 
     def _on_topology_change(self, losers: set[Address]) -> None:
         for address in losers - self._topology.primaries():

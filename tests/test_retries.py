@@ -18,6 +18,7 @@ import redis
 from conftest import make_cluster
 from support.peer import Peer, bulk, script_reply
 from support.proxy import ProxiedCluster, Proxy
+from support.scripted import ScriptedPeer
 
 from sfroute import (
     AsyncRouter,
@@ -116,6 +117,64 @@ async def test_a_node_that_is_loading_or_full_is_connected_to_later() -> None:
         )
         async with AsyncRouter.from_url(peer.url, config=CONFIG) as router:
             assert await router.set_linked_pod(*LINK, 5) is None
+
+
+async def test_a_connection_that_ends_as_soon_as_it_is_there_is_made_more_and_more_rarely() -> None:
+    async with Peer() as peer:
+        hang_up_soon = False
+
+        def track(_: list[bytes]) -> bytes:
+            task = asyncio.current_task()
+            if hang_up_soon and task is not None:
+                # After the handshake, which succeeds.
+                asyncio.get_running_loop().call_later(0.001, task.cancel)
+            return b"+OK\r\n"
+
+        peer.answer("client", *[track] * 1000)
+        async with AsyncRouter.from_url(peer.url, config=CONFIG) as router:
+            assert await router.get_linked_pod(*LINK) is None
+            before, hang_up_soon = peer.accepted, True
+            peer.hang_up()
+            await asyncio.sleep(1.0)
+            # Two connections are lost once, and one of them again and again: 10 to 20 ms apart, that would be 60.
+            assert 3 < peer.accepted - before < 20
+            hang_up_soon = False
+            assert await router.get_linked_pod(*LINK) is None
+
+
+async def test_lanes_to_whatever_a_node_points_at_do_not_pile_up() -> None:
+    config = replace(CONFIG, retry=RetryConfig(deadline=0.2, connect_timeout=0.1))
+    async with Peer() as peer, AsyncRouter.from_url(peer.url, config=config) as router:
+        for first in range(1, 400, 20):
+            for port in range(first, first + 20):
+                peer.answer("get", b"-ASK 1 127.0.0.1:%d\r\n" % port)
+                peer.answer("evalsha", b"-ASK 1 127.0.0.1:%d\r\n" % port)
+            calls: list[Awaitable[object]] = [
+                router.get_linked_pod("ns", f"u{n}", "chat") for n in range(20)
+            ]
+            calls += [router.set_linked_pod("ns", f"u{n}", "chat", 1) for n in range(20)]
+            await asyncio.gather(*calls, return_exceptions=True)
+        parts = router.engine.parts_here()
+        assert parts is not None
+        assert len(router.stats().lanes) < 100
+        assert len(parts.store._channels) < 100
+        assert await router.get_linked_pod(*LINK) is None
+
+
+async def test_a_look_up_begun_again_has_no_more_time() -> None:
+    config = replace(CONFIG, retry=RetryConfig(deadline=0.5))
+    async with ScriptedPeer() as peer, AsyncRouter.from_url(peer.url, config=config) as router:
+        began = time.monotonic()
+        asked = asyncio.ensure_future(router.get_linked_pod(*LINK))
+        lane = await peer.lane()
+        await lane.look_up()
+        await asyncio.sleep(0.4)
+        # A value, and a TTL that says there is none: the link changed in between, so both are asked for again.
+        await lane.send(bulk("3"), b":-2\r\n")
+        await lane.look_up()
+        with pytest.raises(StoreUnavailable):
+            await asked
+        assert time.monotonic() - began < 0.8
 
 
 async def test_refused_connections_change_nothing() -> None:
@@ -378,6 +437,27 @@ async def test_a_refused_repetition_leaves_open_what_the_first_one_did() -> None
 
 
 # --- exactly once: the reply is swallowed, the connection cut
+
+
+async def test_a_redirected_repetition_of_a_single_node_leaves_it_open_too() -> None:
+    async with Peer() as peer, AsyncRouter.from_url(peer.url, config=CONFIG) as router:
+        peer.answer("evalsha", Peer.HANG_UP, b"-MOVED 1 127.0.0.1:1\r\n")
+        with pytest.raises(OutcomeUnknown, match="MOVED"):
+            await router.set_linked_pod(*LINK, 5)
+
+
+async def test_a_refused_password_is_told_at_once_to_who_wants_no_old_answer() -> None:
+    config = replace(CONFIG, cache=replace(QUIET, max_age=60))
+    async with Peer() as peer, AsyncRouter.from_url(peer.url, config=config) as router:
+        peer.answer("get", bulk("3"))
+        peer.answer("pttl", b":-1\r\n")
+        assert await router.get_linked_pod(*LINK) == 3
+        peer.answer("hello", *[b"-WRONGPASS invalid username-password pair\r\n"] * 100)
+        peer.hang_up()
+        async with asyncio.timeout(2):
+            with pytest.raises(StoreError, match="WRONGPASS"):
+                await router.get_linked_pod(*LINK, fresh=True)
+        assert (await router.get_linked_pod(*LINK)) == 3
 
 
 async def test_a_write_happens_once_and_tells_the_truth(own_server: LocalServer) -> None:

@@ -95,6 +95,11 @@ class Peer:
         """Answer the next of these commands so."""
         self.answers.setdefault(command, deque()).extend(answers)
 
+    def hang_up(self) -> None:
+        """End all connections."""
+        for task in self._tasks:
+            task.cancel()
+
     def received(self, name: str) -> list[Command]:
         """The commands of this name."""
         return [command for command in self.commands if command[0].lower() == name.encode()]

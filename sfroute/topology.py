@@ -156,14 +156,15 @@ class ClusterTopology(Topology):
         give_up = loop.time() + self._deadline
         if self._client.nodes_manager.slots_cache:
             self.adopt()
+        error: Exception | None = None
         while not self.primaries():
-            error: Exception | None
             try:
                 # redis-py asks one node after the other, and waits for each.
                 async with asyncio.timeout_at(give_up):
                     error = await self._ask()
             except TimeoutError as late:
-                error = late
+                # What a whole round has met says more.
+                error = error or late
             if self.primaries():
                 break
             wrong = _what_is_wrong(error)

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Final
 
-from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.cluster import ClusterNode, NodesManager, RedisCluster
 from redis.cluster import get_node_name
 from redis.event import (
     AsyncAfterSlotsCacheRefreshEvent,
@@ -270,21 +270,39 @@ class ClusterTopology(Topology):
         if not self._owned and not self._client.nodes_manager.slots_cache:
             # A client that was lent before its first use sets itself up, once.
             await self._client.initialize()
-        else:
-            manager = self._client.nodes_manager
-            known = manager.startup_nodes
-            if not known:
-                # A node that serves no slots yet has emptied it. redis-py never closes the additional ones below.
-                for host, port in self._start:
-                    node = ClusterNode(host, port, **manager.connection_kwargs)
-                    known[node.name] = node
-            await manager.initialize(
-                # Asking one node as two would leave the connection of the second open.
-                additional_startup_nodes_info=[
-                    node for node in self._start if get_node_name(*node) not in known
-                ],
-                last_failed_node_name=str(suspect) if suspect else None,
-            )
+            return
+        manager = self._client.nodes_manager
+        known = manager.startup_nodes
+        # A node that serves no slots yet has emptied it.
+        if known:
+            try:
+                await manager.initialize(last_failed_node_name=str(suspect) if suspect else None)
+            except Exception:
+                if all(get_node_name(*node) in known for node in self._start):
+                    raise
+            else:
+                return
+        await self._learn_map_from_start_nodes(manager)
+
+    async def _learn_map_from_start_nodes(self, manager: NodesManager) -> None:
+        """Ask those that the application named, since all others that are known lead nowhere.
+
+        redis-py could be given them beside the others, but it never closes their connections then.
+        """
+        known = manager.startup_nodes
+        named = [
+            ClusterNode(host, port, **manager.connection_kwargs)
+            for host, port in self._start
+            if get_node_name(host, port) not in known
+        ]
+        manager.startup_nodes = {node.name: node for node in named}
+        try:
+            await manager.initialize()
+        except BaseException:
+            manager.startup_nodes = known
+            for node in named:
+                await node.disconnect()
+            raise
 
 
 def _what_is_wrong(error: BaseException | None) -> str | None:

@@ -212,6 +212,19 @@ async def test_many_start_nodes_that_say_nothing_take_no_longer_than_one() -> No
         await router.aclose()
 
 
+@pytest.mark.parametrize("times", [1, 4])
+async def test_where_the_nodes_lead_nowhere_the_start_nodes_are_asked_and_nothing_stays_open(
+    times: int,
+) -> None:
+    """What stays open would be a ResourceWarning, and an error here."""
+    nowhere = b"*1\r\n*3\r\n:0\r\n:16383\r\n*2\r\n" + bulk("127.0.0.1") + b":1\r\n"
+    async with Peer() as peer:
+        peer.answer("cluster", *[nowhere] * times)
+        async with AsyncRouter.from_url(peer.cluster_url, config=CONFIG) as router:
+            assert await router.get_linked_pod(*LINK) is None
+            assert len(peer.received("cluster")) > times
+
+
 # --- the same from a real server
 
 

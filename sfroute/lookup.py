@@ -316,15 +316,17 @@ class Lookups:
     def read_torn(self, read: Read) -> None:
         """The link changed while it was read: everyone who waits asks again."""
         self._note_retry(read, "changed")
-        self.ask_again(read, self.cache.leave(read))
+        # In what is left of its time: whoever has more than this look-up had asks again (find).
+        self.ask_again(read, self.cache.leave(read), give_up=read.deadline)
 
-    def ask_again(self, read: Read, waiters: list[Waiter]) -> None:
-        """Let these wait for a newer look-up: the one under way, or another."""
+    def ask_again(self, read: Read, waiters: list[Waiter], *, give_up: float | None = None) -> None:
+        """Let these wait for a newer look-up: the one under way, or another, until ``give_up``."""
         newer = self.cache.join(read.key)
         opened = None
         if newer is None:
-            # Not a deadline of its own: whoever has more time than this flight asks again (find).
-            newer = opened = self.cache.open(Read(read.key, read.deadline, read.may_serve_stale))
+            if give_up is None:
+                give_up = self._clock() + self._deadline
+            newer = opened = self.cache.open(Read(read.key, give_up, read.may_serve_stale))
         newer.tears = max(newer.tears, read.tears + 1)
         if read.records:
             newer.calls().extend(read.records)

@@ -127,7 +127,10 @@ def test_a_primary_dies_in_the_test_of_the_page(tmp_path: Path) -> None:
 
 def test_the_page_installs_what_it_uses() -> None:
     (entry,) = typed(block(TESTING, "console", 0))
-    assert entry.command == "pip install 'sfroute[embedded]' pytest pytest-asyncio"
+    assert entry.command == (
+        "pip install '/path/to/sfroute[embedded]' pytest pytest-asyncio"
+        "    # a clone: it is not on the package index yet"
+    )
 
 
 # --- migrate from the Go executor

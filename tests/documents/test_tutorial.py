@@ -60,7 +60,7 @@ def test_the_files_are_named_where_they_are_shown() -> None:
 def test_the_first_block_makes_an_environment_with_the_extras() -> None:
     assert [entry.command for entry in typed(block(PAGE, "console", 0))] == [
         "python3 -m venv venv && . venv/bin/activate",
-        "pip install 'sfroute[cli,embedded]'",
+        "pip install '/path/to/sfroute[cli,embedded]'",
     ]
 
 

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from threading import get_ident
+from typing import Final
 
 from . import forks
 from .cache import LookupCache
@@ -27,6 +28,9 @@ from .views import PodViews
 from .wire import encode
 
 __all__ = ["Engine", "OpenEngine", "checked_config"]
+
+
+_ANOTHER_LOOP: Final = "this AsyncRouter is open on another event loop; make one router per loop"
 
 
 def checked_config(config: RouterConfig | None) -> RouterConfig:
@@ -121,9 +125,7 @@ class Engine:
         parts = self.parts
         if parts is not None:
             if parts.loop is not asyncio.get_running_loop():
-                raise ConfigError(
-                    "this AsyncRouter is open on another event loop; make one router per loop"
-                )
+                raise ConfigError(_ANOTHER_LOOP)
             return parts
         if self._closed:
             raise RouterClosed
@@ -177,15 +179,25 @@ class Engine:
         return parts
 
     async def close(self) -> None:
-        """End it for good; a borrowed client stays open."""
+        """End it for good; a borrowed client stays open.
+
+        Raises:
+            ConfigError: it is open on another event loop, which still can be used.
+        """
         if self._closed:
             return
+        parts = self.parts
+        loop_is_gone = parts is not None and parts.loop.is_closed()
+        if parts is not None and parts.loop is not asyncio.get_running_loop() and not loop_is_gone:
+            raise ConfigError(_ANOTHER_LOOP)
         self._closed = True
         if self._opening is not None:
             self._opening.cancel()
             await asyncio.wait([self._opening])
         parts, self.parts = self.parts, None
-        if parts is not None:
+        # A loop that was closed before its router has left nothing to end: nothing of it can run any more, and its
+        # sockets go with it.
+        if parts is not None and not loop_is_gone:
             await parts.close()
         await self.telemetry.close(self)
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import Protocol
+from typing import Final, Protocol
 
-__all__ = ["Forkable", "keep_forever", "register"]
+__all__ = ["NO_COPY", "Forkable", "keep_forever", "register"]
+
+NO_COPY: Final = "a router cannot be copied or sent to another process; make one there"
+"""Two objects over the same connections: the end of one would be the end of the other."""
 
 
 class Forkable(Protocol):

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Mapping, Sequence
 from time import monotonic
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, NoReturn, Self, TypeVar
 
 from . import forks, replies
 from .cache import CacheKey, Entry
@@ -123,6 +123,9 @@ class AsyncRouter:
         """End all connections and tasks; a borrowed client stays open.
 
         Calls under way raise ``RouterClosed``.
+
+        Raises:
+            ConfigError: it is open on another event loop, which has to close it.
         """
         await self._engine.close()
 
@@ -143,6 +146,9 @@ class AsyncRouter:
         if engine is not None and engine.parts is not None:
             _warn(f"unclosed {self!r}", ResourceWarning, source=self)
             self._telemetry.abandon(engine)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(forks.NO_COPY)
 
     def __repr__(self) -> str:
         engine = self._engine

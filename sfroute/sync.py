@@ -7,6 +7,7 @@ is served in the caller's thread, without a lock; everything else is handed to t
 from __future__ import annotations
 
 import atexit
+import logging
 import threading
 import warnings
 import weakref
@@ -14,7 +15,7 @@ from collections.abc import Callable, Collection, Coroutine, Generator, Sequence
 from dataclasses import replace
 from time import monotonic
 from types import SimpleNamespace, TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, NoReturn, Self, TypeVar
 
 from . import forks
 from .background import Background
@@ -38,6 +39,8 @@ from .types import (
 )
 
 __all__ = ["Router"]
+
+_log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -135,6 +138,9 @@ class Router:
         if background is not None:
             _warn(f"unclosed {self!r}", ResourceWarning, source=self)
             background.abandon()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(forks.NO_COPY)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open" if self._background is not None else "not open"
@@ -482,4 +488,7 @@ _open_routers: weakref.WeakSet[Router] = weakref.WeakSet()
 def _close_all() -> None:
     """Before the interpreter takes the background threads away: later calls raise instead of waiting for ever."""
     for router in list(_open_routers):
-        router.close()
+        try:
+            router.close()
+        except Exception:  # noqa: BLE001 - the others are to be closed all the same
+            _log.exception("closing a router at exit failed")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import itertools
 import os
+import pickle
 import socket
 import threading
 import time
@@ -292,6 +294,37 @@ class TestLoops:
             with pytest.raises(ConfigError, match="another event loop; make one router per loop"):
                 other.run(router.get_linked_pod(namespace, "bob", "chat"))
             one.run(router.aclose())
+
+    def test_it_is_closed_by_the_loop_that_opened_it(
+        self, cluster: LocalCluster, namespace: str
+    ) -> None:
+        with asyncio.Runner() as one, asyncio.Runner() as other:
+            router = AsyncRouter.from_url(cluster.url)
+            one.run(router.open())
+            with pytest.raises(ConfigError, match="another event loop"):
+                other.run(router.aclose())
+            assert one.run(router.get_linked_pod(namespace, "ada", "chat")) is None
+            one.run(router.aclose())
+
+    @pytest.mark.filterwarnings("ignore::ResourceWarning")  # it has not been closed in time
+    def test_where_its_loop_is_gone_closing_is_possible_all_the_same(
+        self, cluster: LocalCluster
+    ) -> None:
+        """As where each call is an ``asyncio.run`` of its own."""
+        router = AsyncRouter.from_url(cluster.url)
+        asyncio.run(router.open())
+        asyncio.run(router.aclose())
+        assert repr(router) == "<AsyncRouter closed>"
+        gc.collect()
+
+    @pytest.mark.parametrize("kind", [AsyncRouter, Router])
+    def test_it_cannot_be_copied(
+        self, kind: type[AsyncRouter] | type[Router], cluster: LocalCluster
+    ) -> None:
+        router = kind.from_url(cluster.url)
+        for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="cannot be copied or sent to another process"):
+                attempt(router)
 
     def test_the_router_for_threads_serves_any_thread(
         self, cluster: LocalCluster, namespace: str

@@ -24,6 +24,7 @@ from .errors import RouterClosed, StoreError, StoreUnavailable
 from .failures import Failure, Kind, read_failure
 from .keys import link_tag, tag_and_slot
 from .lane import Lane, Read
+from .reasons import in_brackets
 from .replies import corrupt, refused
 from .telemetry import CURRENT, CallRecord, ClientRecord, Telemetry, names
 from .topology import Topology
@@ -425,7 +426,8 @@ class Lookups:
 
     def _too_late(self, flight: Flight) -> StoreUnavailable:
         error = StoreUnavailable(
-            f"no answer within {self._deadline:g} s; the store may be down or failing over",
+            f"no answer within {self._deadline:g} s; the store may be down or failing over"
+            f"{in_brackets(flight.last_error)}",
             operation="lookup",
         )
         error.__cause__ = flight.last_error

@@ -34,6 +34,7 @@ from .deadlines import Deadlines
 from .errors import OutcomeUnknown, RouterClosed, ScriptFailed, StoreError, StoreUnavailable
 from .failures import Failure, Kind, read_failure
 from .keys import link_prefix, parse_link_key, slot_of
+from .reasons import in_brackets
 from .replies import corrupt, refused
 from .scripts import SCRIPTS, Script
 from .telemetry import ClientRecord, Telemetry
@@ -426,7 +427,7 @@ class Store:
             return self._unknown(command, f"no answer came within {seconds:g} s")
         return StoreUnavailable(
             f"{command.operation}: no answer within {seconds:g} s; nothing was changed. "
-            "The store may be down or failing over",
+            f"The store may be down or failing over{in_brackets(course.last_error)}",
             operation=command.operation,
         )
 

@@ -28,6 +28,7 @@ from redis.exceptions import (
 from .config import RouterConfig
 from .errors import StoreError, StoreUnavailable
 from .keys import SLOTS
+from .reasons import in_brackets
 from .targets import StoreTarget
 from .telemetry import uninstrumented
 from .wire import Address
@@ -173,7 +174,7 @@ class ClusterTopology(Topology):
             if loop.time() >= give_up:
                 raise StoreUnavailable(
                     "no start node of the cluster answered with its slot map; check the addresses, "
-                    "the credentials and that the cluster runs",
+                    f"the credentials and that the cluster runs{in_brackets(error)}",
                     operation="open",
                 ) from error
             await asyncio.sleep(MIN_REFRESH_INTERVAL)

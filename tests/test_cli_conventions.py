@@ -21,8 +21,8 @@ import redis
 from support.command import COMMAND, Operator, commands, environment, sfroute
 
 from sfroute import Router, StoreUnavailable
-from sfroute.cli.common import what_the_system_said
 from sfroute.embedded import LocalCluster
+from sfroute.reasons import what_the_system_said
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = dict(commands())

@@ -17,7 +17,6 @@ from .common import (
     complain,
     discard_output,
     reader_went_away,
-    what_the_system_said,
 )
 
 __all__ = ["app", "run"]
@@ -98,8 +97,7 @@ def _run(arguments: list[str] | None) -> int:
         complain(str(error))
         return CALLED_WRONGLY
     except SfrouteError as error:
-        said = what_the_system_said(error)
-        complain(f"{error} ({said})" if said else str(error))
+        complain(str(error))
         if isinstance(error, StoreUnavailable):
             complain("to see what is wrong: sfroute doctor")
         return FAILED

@@ -8,8 +8,6 @@ import logging
 import os
 import re
 import signal
-import socket
-import ssl
 import sys
 import threading
 from collections.abc import Coroutine, Iterable, Sequence
@@ -45,7 +43,6 @@ __all__ = [
     "require",
     "run",
     "show",
-    "what_the_system_said",
     "write",
 ]
 
@@ -148,20 +145,6 @@ def reader_went_away() -> int:
 def discard_output() -> None:
     """Python flushes standard output once more when it exits; there must be something that takes it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def what_the_system_said(error: BaseException) -> str:
-    """Why the last attempt to reach a server failed, such as ``"Connection refused"``; empty if that is not known."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, TimeoutError):
-            return "no answer in time"
-        if isinstance(cause, (socket.gaierror, ssl.SSLError)):
-            return cause.strerror or ""
-        if isinstance(cause, OSError) and cause.errno:
-            return os.strerror(cause.errno)
-        cause = cause.__cause__ or cause.__context__
-    return ""
 
 
 # --- what is written

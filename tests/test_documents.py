@@ -64,12 +64,12 @@ def test_the_second_block_of_the_readme_links_and_demotes(sfroute_cluster: Local
 
 
 async def test_the_third_block_of_the_readme_is_a_pod(sfroute_cluster: LocalCluster) -> None:
-    async def stream(*uids: str) -> AsyncIterator[str]:
-        for uid in uids:
-            yield uid
+    async def events() -> AsyncIterator[tuple[str, bool]]:
+        for connected in (True, False):
+            yield "readme-linus", connected
 
     with executed(block(README, "python", 2)) as names:
-        await names["pod"](sfroute_cluster.url, 7, stream("readme-linus"), stream("readme-linus"))
+        await names["pod"](sfroute_cluster.url, 7, events())
     async with AsyncRouter.from_url(sfroute_cluster.url) as router:
         assert await router.get_linked_pod("production", "readme-linus", "chat") == 7
         assert await router.get_linked_pod_if_persist("production", "readme-linus", "chat") is None

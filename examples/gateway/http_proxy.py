@@ -29,6 +29,10 @@ __all__ = ["HttpProxy"]
 LIMITS = httpx.Limits(max_connections=1000, max_keepalive_connections=200, keepalive_expiry=15.0)
 
 
+SAID_BY_THE_SERVER = {b"date", b"server"}
+"""What the server that this runs in adds to every answer."""
+
+
 class NotRepeatable(Exception):
     """The pod said that the user is another one's, and the body has been read: only the client can send it again."""
 
@@ -60,7 +64,11 @@ class HttpProxy:
         else:
             async with contextlib.aclosing(response):
                 answer = StreamingResponse(response.aiter_raw(), response.status_code)
-                answer.raw_headers = list(end_to_end(response.headers.raw))
+                answer.raw_headers = [
+                    (name, value)
+                    for name, value in end_to_end(response.headers.raw)
+                    if name not in SAID_BY_THE_SERVER
+                ]
                 await answer(scope, receive, send)
 
     async def _ask_pod(self, request: Request) -> httpx.Response:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Final
 
 import pytest
-from support.command import COMMAND, environment
+from support.command import COMMAND, consecutive_ports, environment
 
 from sfroute import Router
 from sfroute.embedded import LocalCluster
@@ -247,6 +249,75 @@ def test_cluster_up_says_what_is_wrong_with_a_server() -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert "/nowhere/redis-server" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def up(*options: str, usual_port: int | None = None) -> tuple[str, str]:
+    """What `cluster up` of one node writes to standard output and standard error until Ctrl-C."""
+    command = COMMAND
+    if usual_port is not None:
+        program = (
+            "import sfroute.cli, sfroute.cli.cluster as c; c.USUAL_PORT = {}; sfroute.cli.main()"
+        )
+        command = [sys.executable, "-c", program.format(usual_port)]
+    with subprocess.Popen(
+        [*command, "cluster", "up", "--primaries", "1", "--replicas", "0", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    ) as running:
+        assert running.stdout is not None
+        first = running.stdout.readline()
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=20)
+        assert running.returncode == 0
+        return first + out, err
+
+
+def test_cluster_up_takes_the_port_that_was_asked_for() -> None:
+    first = consecutive_ports(1)
+    out, err = up("--port", str(first))
+    assert out == f"redis+cluster://127.0.0.1:{first}\n"
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("offset", [0, 10000])
+def test_cluster_up_fails_if_the_port_that_was_asked_for_is_taken(offset: int) -> None:
+    first = consecutive_ports(6)
+    with socket.create_server(("127.0.0.1", first + 5 + offset)):
+        done = sfroute("cluster", "up", "--port", str(first))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"sfroute: port {first + 5 + offset} of 127.0.0.1 is not free (")
+    assert f"needed are {first} to {first + 5}, and {first + 10000} to" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("port", ["0", "55531", "65536", "x"])
+def test_cluster_up_refuses_a_port_that_cannot_be(port: str) -> None:
+    done = sfroute("cluster", "up", "--port", port)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "port" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_cluster_up_takes_the_usual_port_if_nobody_has_it() -> None:
+    first = consecutive_ports(1)
+    out, err = up(usual_port=first)
+    assert out == f"redis+cluster://127.0.0.1:{first}\n"
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("offset", [0, 10000])
+def test_cluster_up_takes_others_if_the_usual_port_is_taken_and_says_so(offset: int) -> None:
+    first = consecutive_ports(1)
+    with socket.create_server(("127.0.0.1", first + offset)):
+        out, err = up(usual_port=first)
+    assert out.startswith("redis+cluster://127.0.0.1:")
+    assert out != f"redis+cluster://127.0.0.1:{first}\n"
+    said, _ = err.splitlines()
+    assert (
+        said == f"sfroute: {first} and the ports after it are not all free: the nodes have others"
+    )
 
 
 def test_the_version_is_shown() -> None:

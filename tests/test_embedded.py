@@ -23,9 +23,11 @@ import redis.cluster
 from conftest import make_raw
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from support.command import consecutive_ports
 
 import sfroute.embedded._node as node_module
 from sfroute.embedded import LocalCluster, LocalClusterError, LocalServer
+from sfroute.embedded._supervisor import PortTaken
 from sfroute.embedded._view import replicas_online
 from sfroute.errors import ConfigError, InvalidArgument
 from sfroute.keys import slot_of
@@ -340,6 +342,40 @@ class TestWhatCannotStart:
     def test_impossible_numbers(self, arguments: tuple[int, int]) -> None:
         with pytest.raises(ConfigError, match="primaries >= 1"):
             LocalCluster(*arguments)
+
+    # 2 nodes: the last has port + 1, and its bus 10000 more.
+    @pytest.mark.parametrize("first_port", [0, -1, 55535, 65535])
+    def test_impossible_ports(self, first_port: int) -> None:
+        with pytest.raises(ConfigError, match="from 1 to 55534"):
+            LocalCluster(1, 1, first_port=first_port)
+        LocalCluster(1, 1, first_port=55534)
+
+    def test_the_ports_that_were_asked_for(self) -> None:
+        first = consecutive_ports(3)
+        with LocalCluster(1, 1, first_port=first) as cluster:
+            assert [node.port for node in cluster.nodes] == [first, first + 1]
+            added = cluster.add_node("replica")
+            assert added.port not in (first, first + 1)
+
+    @pytest.mark.parametrize("offset", [1, 1 + node_module.BUS_OFFSET])
+    def test_a_port_that_was_asked_for_and_is_taken(self, offset: int) -> None:
+        first = consecutive_ports(2)
+        with socket.create_server(("127.0.0.1", first + offset)):
+            cluster = LocalCluster(1, 1, first_port=first)
+            with pytest.raises(LocalClusterError, match=f"port {first + offset} of .* not free"):
+                cluster.start()
+        assert cluster.nodes == []
+
+    def test_a_port_that_was_asked_for_and_is_taken_after_the_look(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = consecutive_ports(1)
+        monkeypatch.setattr(LocalCluster, "_check_ports", lambda _: None)
+        with (
+            socket.create_server(("127.0.0.1", first)),
+            pytest.raises(PortTaken, match="already in use"),
+        ):
+            LocalCluster(1, 0, first_port=first).start()
 
     def test_a_port_that_somebody_took_meanwhile(
         self, monkeypatch: pytest.MonkeyPatch, server_binary: str | None

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from ..embedded import LocalCluster
-from .common import AsJson, as_json_line
+from ..embedded._supervisor import PortTaken
+from .common import AsJson, as_json_line, complain
 
 __all__ = ["app"]
+
+USUAL_PORT: Final = 16379
+"""Where the cluster is if nobody says where: the documents show it, and what was copied from them works."""
 
 app = typer.Typer(help="A real cluster on this machine, for development.", no_args_is_help=True)
 
@@ -35,6 +41,15 @@ def up(
         str | None,
         typer.Option(envvar="SFROUTE_CLUSTER_PASSWORD", help="Ask clients for this password."),
     ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            help="The first node's port; the others have the next ones, and their cluster bus is on these + 10000. "
+            f"Without it {USUAL_PORT}, or any free ports if one of those is taken.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Start a cluster, write its URL to standard output, and keep it until Ctrl-C.
@@ -44,9 +59,18 @@ def up(
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
-    with LocalCluster(
-        primaries, replicas, server_binary=server, tls=tls, password=password
-    ) as cluster:
+
+    def at(first_port: int | None) -> LocalCluster:
+        return LocalCluster(
+            primaries,
+            replicas,
+            server_binary=server,
+            tls=tls,
+            password=password,
+            first_port=first_port,
+        )
+
+    with _started(at, port) as (cluster, elsewhere):
         if as_json:
             fields = {
                 "url": cluster.url,
@@ -58,6 +82,9 @@ def up(
             typer.echo(as_json_line(fields), nl=False)
         else:
             typer.echo(cluster.url)
+        if elsewhere:
+            # After the URL, which is the first line on a terminal too.
+            complain(f"{USUAL_PORT} and the ports after it are not all free: the nodes have others")
         typer.echo(
             f"{cluster.server_name} {cluster.server_version}, {primaries} primaries and "
             f"{primaries * replicas} replicas; Ctrl-C ends it",
@@ -66,3 +93,24 @@ def up(
         while not ended.is_set():
             # In pieces: a signal that arrives in an unbounded wait would be handled only afterwards on some systems.
             ended.wait(1.0)
+
+
+@contextmanager
+def _started(
+    at: Callable[[int | None], LocalCluster], port: int | None
+) -> Iterator[tuple[LocalCluster, bool]]:
+    """A cluster at the port that was asked for; without one at the usual port, or elsewhere if that is taken."""
+    elsewhere = False
+    cluster = at(USUAL_PORT if port is None else port)
+    try:
+        cluster.start()
+    except PortTaken:
+        if port is not None:
+            raise
+        elsewhere = True
+        cluster = at(None)
+        cluster.start()
+    try:
+        yield cluster, elsewhere
+    finally:
+        cluster.shutdown()

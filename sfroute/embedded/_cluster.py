@@ -14,12 +14,13 @@ from sfroute.errors import ConfigError, InvalidArgument
 from sfroute.keys import SLOTS, slot_of
 
 from ._local import START_SECONDS, LocalServers
-from ._node import Node, Reply, Role, fields
+from ._node import BUS_OFFSET, Node, Reply, Role, fields
 from ._supervisor import LocalClusterError
 from ._view import Peer, parse_nodes, replicas_online
 
 __all__ = ["LocalCluster"]
 
+_LAST_PORT: Final = 65535
 _MIGRATE_BATCH: Final = 100
 _HEALTH: Final = (("CLUSTER", "NODES"), ("CLUSTER", "INFO"), ("INFO", "replication"))
 _LOOK_SECONDS: Final = 1.0
@@ -41,6 +42,8 @@ class LocalCluster(LocalServers):
         password: asked of every client.
         node_timeout_ms: after how long a silent node counts as failed.
         extra_config: further directives of the servers' configuration file, such as ``{"maxmemory": "10mb"}``.
+        first_port: the first node listens on it, each of the others on the next one, and their cluster bus on these +
+            10000; ``start()`` fails if one of them is taken. None means any ports that are free.
     """
 
     _in_cluster = True
@@ -55,6 +58,7 @@ class LocalCluster(LocalServers):
         password: str | None = None,
         node_timeout_ms: int = 1000,
         extra_config: Mapping[str, str | int | bool] | None = None,
+        first_port: int | None = None,
     ) -> None:
         if primaries < 1 or replicas_per_primary < 0 or node_timeout_ms < 1:
             raise ConfigError(
@@ -70,6 +74,15 @@ class LocalCluster(LocalServers):
         self._scheme = "rediss+cluster" if tls else "redis+cluster"
         self._primaries = primaries
         self._replicas_per_primary = replicas_per_primary
+        if first_port is not None:
+            count = primaries * (1 + replicas_per_primary)
+            highest = _LAST_PORT - BUS_OFFSET - count + 1
+            if not 1 <= first_port <= highest:
+                raise ConfigError(
+                    f"the first port of {count} nodes must be from 1 to {highest}, not {first_port}: "
+                    f"they listen on consecutive ports, and on these + {BUS_OFFSET}"
+                )
+            self._ports = range(first_port, first_port + count)
 
     # --- forming
 

@@ -16,8 +16,8 @@ from urllib.parse import quote
 from sfroute.errors import ConfigError
 
 from ._binary import find_server
-from ._node import Node, ServerSettings
-from ._supervisor import LocalClusterError, Supervisor
+from ._node import BUS_OFFSET, Node, ServerSettings, why_not_free
+from ._supervisor import LocalClusterError, PortTaken, Supervisor
 from ._tls import Certificates, make_certificates
 
 __all__ = ["LocalServers"]
@@ -31,6 +31,8 @@ class LocalServers(ABC):
 
     _scheme = "redis"
     _in_cluster = False
+    _ports: Sequence[int] = ()
+    """Of the first nodes; whoever comes after them gets any that is free."""
 
     def __init__(
         self,
@@ -106,6 +108,7 @@ class LocalServers(ABC):
         if self._supervisor is not None:
             raise LocalClusterError("it was started before; make a new one")
         binary = find_server(self._wanted_binary)
+        self._check_ports()
         self._supervisor = Supervisor()
         try:
             if self._tls:
@@ -167,6 +170,16 @@ class LocalServers(ABC):
     def _form(self) -> None:
         """Start the nodes and make them what they shall be."""
 
+    def _check_ports(self) -> None:
+        for port in self._ports:
+            reason = why_not_free(port, bus=self._in_cluster)
+            if reason:
+                first, last = self._ports[0], self._ports[-1]
+                bus = (
+                    f", and {first + BUS_OFFSET} to {last + BUS_OFFSET}" if self._in_cluster else ""
+                )
+                raise PortTaken(f"{reason}; needed are {first} to {last}{bus}")
+
     def _running(self) -> Supervisor:
         if self._supervisor is None:
             raise LocalClusterError("it is not started; use start() or a with statement")
@@ -175,9 +188,10 @@ class LocalServers(ABC):
     def _add(self) -> Node:
         """Launch one more server, without waiting for it."""
         assert self._settings is not None
-        node = Node(f"node{len(self._nodes)}", self._settings, self._running())
+        number = len(self._nodes)
+        node = Node(f"node{number}", self._settings, self._running())
         self._nodes.append(node)
-        node.launch()
+        node.launch(self._ports[number] if number < len(self._ports) else None)
         return node
 
     def _active_nodes(self) -> list[Node]:

@@ -18,10 +18,19 @@ from redis.retry import Retry
 
 from sfroute.errors import ConfigError
 
-from ._supervisor import LocalClusterError, Supervisor
+from ._supervisor import LocalClusterError, PortTaken, Supervisor
 from ._tls import Certificates
 
-__all__ = ["BUS_OFFSET", "HOST", "Node", "Reply", "Role", "ServerSettings", "fields"]
+__all__ = [
+    "BUS_OFFSET",
+    "HOST",
+    "Node",
+    "Reply",
+    "Role",
+    "ServerSettings",
+    "fields",
+    "why_not_free",
+]
 
 HOST: Final = "127.0.0.1"
 BUS_OFFSET: Final = 10000
@@ -128,22 +137,24 @@ def _value(value: str | int | bool) -> str:
 def _free_port(*, bus: bool) -> int:
     """A port that nobody listens on now; a server that finds it taken after all is given another."""
     for port in random.sample(_PORTS, 200):
-        if _is_free(port) and (not bus or _is_free(port + BUS_OFFSET)):
+        if not why_not_free(port, bus=bus):
             return port
     raise LocalClusterError(
         f"no free port was found from {_PORTS.start} to {_PORTS.stop - 1}; end other servers on this machine"
     )
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        # As servers do: a port in TIME_WAIT can be bound, one that is listened on cannot.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True
+def why_not_free(port: int, *, bus: bool) -> str:
+    """Why no server can have a port, or with ``bus`` that of its cluster bus; empty if it can."""
+    for needed in (port, port + BUS_OFFSET) if bus else (port,):
+        with socket.socket() as probe:
+            # As servers do: a port in TIME_WAIT can be bound, one that is listened on cannot.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, needed))
+            except OSError as error:
+                return f"port {needed} of {HOST} is not free ({error.strerror})"
+    return ""
 
 
 class Node:
@@ -234,7 +245,8 @@ class Node:
                 f"tls=True needs a server that was built with TLS, and {self._settings.binary} was not; "
                 "pass server_binary= with another, such as Debian's redis-server"
             )
-        raise LocalClusterError(
+        kind = PortTaken if "already in use" in log else LocalClusterError
+        raise kind(
             f"{self._settings.binary} ended at start with status {status}; the end of its log:\n"
             f"{log[-_LOG_TAIL:].strip()}"
         )

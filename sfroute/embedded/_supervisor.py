@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from sfroute.errors import SfrouteError
 
-__all__ = ["LocalClusterError", "Supervisor"]
+__all__ = ["LocalClusterError", "PortTaken", "Supervisor"]
 
 _GUARD_PROGRAM: Final = Path(__file__).with_name("_guard.py")
 _QUIT_SECONDS: Final = 10.0
@@ -25,6 +25,10 @@ _QUIT_SECONDS: Final = 10.0
 
 class LocalClusterError(SfrouteError):
     """A local server or cluster did not do in time what it should; the text says what is missing."""
+
+
+class PortTaken(LocalClusterError):
+    """A port that was asked for is somebody else's."""
 
 
 def _stop(guard: subprocess.Popen[bytes], owner: int, directory: Path | None) -> None:

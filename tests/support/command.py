@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import random
 import sys
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
@@ -13,8 +14,17 @@ from unittest import mock
 
 from sfroute import Router
 from sfroute.cli.app import app, run
+from sfroute.embedded._node import why_not_free
 
-__all__ = ["COMMAND", "Operator", "Outcome", "commands", "environment", "sfroute"]
+__all__ = [
+    "COMMAND",
+    "Operator",
+    "Outcome",
+    "commands",
+    "consecutive_ports",
+    "environment",
+    "sfroute",
+]
 
 COMMAND: Final = [sys.executable, "-m", "sfroute.cli"]
 
@@ -23,6 +33,14 @@ def environment(**variables: str) -> dict[str, str]:
     """Ours without what would change the command, wide enough that no message is wrapped."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SFROUTE_")}
     return {**kept, "COLUMNS": "200", "NO_COLOR": "1", **variables}
+
+
+def consecutive_ports(count: int) -> int:
+    """The first of some that are free now, as are those 10000 above; none that other local clusters would take."""
+    for first in random.sample(range(20000, 22700), 200):
+        if not any(why_not_free(port, bus=True) for port in range(first, first + count)):
+            return first
+    raise AssertionError("there are no free ports")
 
 
 class Outcome(NamedTuple):

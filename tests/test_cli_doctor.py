@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import threading
 import time
 from collections.abc import Iterator
@@ -236,6 +237,26 @@ def test_a_service_that_takes_nobody_is_an_error(operator: Operator) -> None:
 def test_links_of_a_service_whose_pods_do_not_report_are_found(operator: Operator) -> None:
     operator.link("ada", 1)
     assert "no pod of it reports a state" in told(examine(operator)["links"])
+
+
+def test_remedies_name_the_service_whatever_the_environment_says(operator: Operator) -> None:
+    service = "team chat"
+    ns = operator.namespace
+    operator.router.set_service_state(ns, service, 1, json.dumps({"status": "Running", "at": 1}))
+    operator.router.set_linked_pod(ns, "ada", service, 1)
+    found = checks(operator("doctor", "--json", SFROUTE_SERVICE="echo"))
+    remedies = [
+        finding["remedy"] for name in ("pods", "links") for finding in found[name]["findings"]
+    ]
+    for remedy, command in zip(
+        remedies, ("state set 1 Stopped", "pods", "evacuate 1"), strict=True
+    ):
+        assert remedy.endswith(f"sfroute {command} --service 'team chat'")
+    # As it says, so it is done.
+    _, _, line = remedies[0].rpartition("; if it is gone for good, sfroute ")
+    assert operator(*shlex.split(line), SFROUTE_SERVICE="echo").code == 0
+    assert operator.router.get_service_state(ns, service) == {1: "Stopped"}
+    assert operator.router.get_service_state(ns, "echo") == {}
 
 
 # --- rights

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -32,6 +33,7 @@ __all__ = [
     "Service",
     "Url",
     "as_json_line",
+    "at_service",
     "complain",
     "console",
     "counted",
@@ -160,6 +162,11 @@ def printable(text: str) -> str:
 def counted(count: int, noun: str) -> str:
     """Such as ``"1 pod"`` and ``"1,200 pods"``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def at_service(command: str, service: str) -> str:
+    """A command to be typed, which works on this service whatever the environment of whoever types it says."""
+    return f"sfroute {command} --service {shlex.quote(service)}"
 
 
 def write(*columns: object) -> None:

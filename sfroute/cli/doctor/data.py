@@ -9,20 +9,20 @@ from typing import Final
 from ...replies import masked_key
 from ...states import ROUTABLE, gone
 from ...types import UNKNOWN, Pod
-from ..common import counted
+from ..common import at_service, counted
 from ..keyspace import FLAWS, Keyspace
 from .findings import Check, Finding, listed
 
 __all__ = ["judge_keys", "judge_pods"]
 
-_REPAIR: Final = "write the link again (sfroute link set), which mends both keys"
+_REPAIR: Final = "write the link again (sfroute link set --service NAME), which mends both keys"
 _REMEDIES: Final = {
     "type": "find out who writes it, and delete the key (DEL): no call on it works",
     "value": "find out who writes it, and delete the key (DEL): no call on it works",
     "unlisted": _REPAIR,
     "differs": _REPAIR,
-    "temporary": "write the link again, or remove it: sfroute link set or remove",
-    "orphan": "sfroute link remove, which clears the entry",
+    "temporary": "write the link again, or remove it: sfroute link set or remove, with --service NAME",
+    "orphan": "sfroute link remove --service NAME, which clears the entry",
 }
 _ERRORS: Final = frozenset({"type", "value"})
 
@@ -98,7 +98,7 @@ def _of_service(service: str, pods: Mapping[int, Pod], pod_timeout: float) -> li
             "warning",
             f"pod {pod.id} of {service!r} is silent: its last heartbeat was {pod.age:.0f} s ago",
             "see whether it runs and reaches the store; if it is gone for good, "
-            f"sfroute state set {pod.id} Stopped",
+            + at_service(f"state set {pod.id} Stopped", service),
         )
         for pod in silent
     ]
@@ -124,7 +124,7 @@ def _of_service(service: str, pods: Mapping[int, Pod], pod_timeout: float) -> li
             Finding(
                 "error",
                 f"no pod of {service!r} takes new users: route() fails for them",
-                "start one; sfroute pods says why each does not",
+                f"start one; to see why each does not: {at_service('pods', service)}",
             )
         )
     return findings
@@ -152,7 +152,7 @@ def _links(
                     "warning",
                     f"{counted(count, 'link')} of {service!r} to pod {pod}, which is dead ({why})",
                     "each is moved when its user is next routed; all of them now: "
-                    f"sfroute evacuate {pod} --service {service}",
+                    + at_service(f"evacuate {pod}", service),
                 )
             )
     findings += [

@@ -212,6 +212,22 @@ def test_only_a_plain_yes_or_no_is_a_request(state: str, asked: bool | None) -> 
     assert asked_to_drain(state) is asked
 
 
+@pytest.mark.parametrize("state", ["0.5-{at}-1", '{{"status":"Draining","at":{at}}}'])
+def test_a_pod_that_is_silent_is_not_said_to_drain(operator: Operator, state: str) -> None:
+    written = state.format(at=int((time.time() - 545) * 1000))
+    operator.report(1, written)
+    for undo in ((), ("--undo",)):
+        done = operator("drain", "1", *undo)
+        assert (done.code, done.out) == (3, "")
+        assert "pod 1 has been silent for 54" in done.err
+        assert "to move those it has: sfroute evacuate 1 --service chat" in done.err
+    assert operator("drain", "1", "--json").json["outcome"] == "silent"
+    # Else it would look alive again.
+    assert operator("state", "get", "1").out == f"1\t{written}\n"
+    done = operator("drain", "1", "--pod-timeout", "900", "--seconds", "0.3")
+    assert done.code == 0
+
+
 # --- evacuate
 
 
@@ -239,9 +255,18 @@ def test_evacuate_asks_first_and_says_that_the_pod_still_takes_users(operator: O
     operator.link("ada", 1)
     done = operator("evacuate", "1")
     assert (done.code, done.out) == (2, "")
-    assert "pod 1 still takes new users; to stop that: sfroute drain 1" in done.err
+    assert "pod 1 still takes new users; to stop that: sfroute drain 1 --service chat" in done.err
     assert "--yes" in done.err
     assert operator.pod_of("ada") == 1
+
+
+def test_evacuate_does_not_say_of_a_silent_pod_that_it_takes_users(operator: Operator) -> None:
+    operator.report(0)
+    stamp(operator, 2, 60)
+    operator.link("ada", 2)
+    assert "new users" not in operator("evacuate", "2").err
+    assert "still takes new users" in operator("evacuate", "2", "--pod-timeout", "900").err
+    assert operator("evacuate", "2", "--yes") == (0, "1 link moved off pod 2\n", "")
 
 
 @pytest.mark.parametrize(("answer", "code", "owner"), [(b"n\n", 1, 1), (b"y\n", 0, 0)])

@@ -14,11 +14,22 @@ from ..router import AsyncRouter
 from ..states import read_pod
 from ..types import DRAINING, FAILED, RUNNING, STOPPED
 from . import common
-from .common import AsJson, Namespace, Service, Url, as_json_line, complain, open_router, require
+from .common import (
+    AsJson,
+    Namespace,
+    Service,
+    Url,
+    as_json_line,
+    at_service,
+    complain,
+    open_router,
+    require,
+)
+from .pods import POD_TIMEOUT, PodTimeout, router_config
 
 __all__ = ["asked_state", "drain", "taken_up"]
 
-Outcome = Literal["taken up", "written", "overwritten", "already", "gone"]
+Outcome = Literal["taken up", "written", "overwritten", "already", "gone", "silent"]
 
 _LOOK_SECONDS: Final = 0.2
 _LOOKS_TO_BE_SURE: Final = 3
@@ -61,6 +72,7 @@ def drain(
         float,
         typer.Option(min=0, help="How long to look whether the pod keeps to it; two heartbeats."),
     ] = 5.0,
+    pod_timeout: PodTimeout = POD_TIMEOUT,
     url: Url = "",
     namespace: Namespace = "",
     service: Service = "",
@@ -76,15 +88,23 @@ def drain(
     - Any other program that goes on reporting Running overwrites the request. The command tells, and exits with 1: such
       a pod must be drained by its own program.
 
-    Exit code 3: the pod has reported no state, or has stopped.
+    Exit code 3: the pod has reported no state, has stopped, or is silent; nothing is written.
     """
     require(url=url, namespace=namespace, service=service)
     check_service_names(namespace, service)
 
     async def work() -> tuple[Outcome, str]:
-        async with open_router(url) as router:
+        nonlocal age
+        async with open_router(url, router_config(pod_timeout)) as router:
+            found = (await router.get_pods(namespace, service, fresh=True)).get(pod)
+            if found is not None and found.status not in (STOPPED, FAILED):
+                age = found.age or 0.0
+            if age > pod_timeout:
+                # Not even written: a plain state has no room for the stamp that shows that the pod is dead.
+                return "silent", (await router.get_service_state(namespace, service)).get(pod, "")
             return await _ask(router, (namespace, service, pod), undo=undo, seconds=seconds)
 
+    age = 0.0
     outcome, state = common.run(work())
     if as_json:
         fields = {"pod": pod, "outcome": outcome, "state": state or None}
@@ -95,6 +115,12 @@ def drain(
     if outcome == "gone":
         complain(
             f"pod {pod} has {'stopped' if state else 'reported no state'}; nothing was written"
+        )
+        raise typer.Exit(common.NO)
+    if outcome == "silent":
+        complain(
+            f"pod {pod} has been silent for {age:.0f} s and gets no users as it is; nothing was written; "
+            f"to move those it has: {at_service(f'evacuate {pod}', service)}"
         )
         raise typer.Exit(common.NO)
     if outcome == "overwritten":

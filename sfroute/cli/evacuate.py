@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..keys import check_service_names
-from ..states import ROUTABLE
+from ..states import gone, rejections
 from ..types import EvacuationProgress
 from .common import (
     CALLED_WRONGLY,
@@ -20,6 +20,7 @@ from .common import (
     Service,
     Url,
     as_json_line,
+    at_service,
     complain,
     counted,
     open_router,
@@ -27,6 +28,7 @@ from .common import (
     run,
     write,
 )
+from .pods import POD_TIMEOUT, PodTimeout, router_config
 from .progress import counting
 
 __all__ = ["evacuate"]
@@ -45,6 +47,7 @@ def evacuate(
         bool, typer.Option("--dry-run", help="Only count the links; nothing is changed.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    pod_timeout: PodTimeout = POD_TIMEOUT,
     url: Url = "",
     namespace: Namespace = "",
     service: Service = "",
@@ -61,7 +64,7 @@ def evacuate(
     check_service_names(namespace, service)
     if rate is not None and not 0 < rate < float("inf"):
         raise typer.BadParameter("it must be moves per second > 0", param_hint="--rate")
-    evacuation = _Evacuation(url, namespace, service, pod, rate)
+    evacuation = _Evacuation(url, namespace, service, pod, rate, pod_timeout)
     takes_users = run(evacuation.count())
     found = evacuation.progress.found
     if dry_run:
@@ -73,7 +76,8 @@ def evacuate(
         )
         return
     if found and takes_users:
-        complain(f"pod {pod} still takes new users; to stop that: sfroute drain {pod}")
+        stop = at_service(f"drain {pod}", service)
+        complain(f"pod {pod} still takes new users; to stop that: {stop}")
     if found and not yes:
         _confirm(f"Move {counted(found, 'link')} of {service!r} off pod {pod}?")
     try:
@@ -110,18 +114,25 @@ class _Evacuation:
     """What is to be done, and how far it has come."""
 
     def __init__(
-        self, url: str, namespace: str, service: str, pod: int, rate: float | None
+        self,
+        url: str,
+        namespace: str,
+        service: str,
+        pod: int,
+        rate: float | None,
+        pod_timeout: float,
     ) -> None:
         self._url = url
         self._namespace = namespace
         self._service = service
         self.pod = pod
         self._rate = rate
+        self._pod_timeout = pod_timeout
         self.progress = EvacuationProgress()
 
     async def count(self) -> bool:
         """Count the links; True if the pod still takes new users."""
-        async with open_router(self._url) as router:
+        async with open_router(self._url, router_config(self._pod_timeout)) as router:
             pods = await router.get_pods(self._namespace, self._service, fresh=True)
             steps = router.evacuate(self._namespace, self._service, self.pod, dry_run=True)
             with counting("looking at links", None) as more:
@@ -129,12 +140,12 @@ class _Evacuation:
                     async for step in steps:
                         more(step.scanned - self.progress.scanned)
                         self.progress = step
-        return self.pod in pods and pods[self.pod].status in ROUTABLE
+        return self.pod in pods and self.pod not in rejections(pods, gone(pods, self._pod_timeout))
 
     async def move(self, expected: int) -> None:
         """Move the links."""
         self.progress = EvacuationProgress()
-        async with open_router(self._url) as router:
+        async with open_router(self._url, router_config(self._pod_timeout)) as router:
             steps = router.evacuate(self._namespace, self._service, self.pod, rate=self._rate)
             with counting("moving links", expected) as more:
                 async with aclosing(steps):

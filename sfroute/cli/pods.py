@@ -37,6 +37,7 @@ from .nodes import NODE_ERRORS, code_of, open_store
 from .progress import counting
 
 __all__ = [
+    "POD_TIMEOUT",
     "PodTimeout",
     "change_words",
     "link_counts",
@@ -51,7 +52,7 @@ PodTimeout = Annotated[
     float,
     typer.Option(min=0.1, help="Seconds of silence after which the gateways take a pod for dead."),
 ]
-_POD_TIMEOUT: Final = PlacementConfig().pod_timeout
+POD_TIMEOUT: Final = PlacementConfig().pod_timeout
 
 
 def pods(
@@ -64,7 +65,7 @@ def pods(
             "--links", help="Also count the links of each pod; that passes over all keys."
         ),
     ] = False,
-    pod_timeout: PodTimeout = _POD_TIMEOUT,
+    pod_timeout: PodTimeout = POD_TIMEOUT,
     as_json: AsJson = False,
 ) -> None:
     """Show the pods of a service: status, load, seconds since the last heartbeat, and whether they take new users.
@@ -149,7 +150,7 @@ def watch(
     url: Url = "",
     namespace: Namespace = "",
     service: Service = "",
-    pod_timeout: PodTimeout = _POD_TIMEOUT,
+    pod_timeout: PodTimeout = POD_TIMEOUT,
     as_json: AsJson = False,
 ) -> None:
     """Write a line whenever a pod joins, drains, leaves or dies, until Ctrl-C; first those that are there.

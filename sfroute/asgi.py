@@ -59,8 +59,13 @@ _ENDS: Final = frozenset(
 
 
 def _values(scope: Scope, name: bytes) -> list[str]:
-    # Latin-1 is what frameworks decode headers by: the application reads the same text as the uid.
-    return [value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name]
+    # UTF-8, as in paths: a user has one name, wherever it is read from. What is none becomes lone surrogates, which no
+    # uid may have.
+    return [
+        value.decode(errors="surrogateescape")
+        for key, value in scope["headers"]
+        if key.lower() == name
+    ]
 
 
 def _only(values: Collection[str]) -> str | None:
@@ -76,7 +81,7 @@ def _check_token(kind: str, name: object) -> None:
 
 @dataclass(frozen=True)
 class HeaderUid:
-    """The uid is the value of a header. Two headers that differ count as none.
+    """The uid is the value of a header, UTF-8. Two headers that differ count as none.
 
     Whoever can reach the application can send any header: let what authenticates users set it.
     """
@@ -96,7 +101,10 @@ class HeaderUid:
 
 @dataclass(frozen=True)
 class CookieUid:
-    """The uid is the value of a cookie, as it was sent but for quotes around it. Two that differ count as none."""
+    """The uid is the value of a cookie, UTF-8, as it was sent but for quotes around it.
+
+    Two that differ count as none.
+    """
 
     name: str
 

@@ -32,6 +32,7 @@ from sfroute.asgi import (
     Scope,
     Send,
     SfrouteMiddleware,
+    UidExtractor,
 )
 from sfroute.embedded import LocalCluster
 from web.serving import serving
@@ -185,6 +186,30 @@ async def test_the_uid_may_be_in_a_cookie(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("pods")
+@pytest.mark.parametrize(
+    ("extractor", "path", "headers"),
+    [
+        (PathUid("/users/{uid}"), "/users/Zo%C3%AB", {}),
+        (HeaderUid("x-user-id"), "/", {b"x-user-id": "Zoë".encode()}),
+        (CookieUid("uid"), "/", {b"cookie": "uid=Zoë".encode()}),
+    ],
+    ids=["path", "header", "cookie"],
+)
+async def test_a_user_has_one_name_wherever_it_is_read_from(
+    options: dict[str, Any],
+    router: AsyncRouter,
+    extractor: UidExtractor,
+    path: str,
+    headers: dict[bytes, bytes],
+) -> None:
+    await router.set_linked_pod(options["namespace"], "Zoë", "chat", 7)
+    options["uid"] = extractor
+    async with serving(starlette_app(options)) as site:
+        response = await site.get(path, headers=headers)
+    assert response.json() == {"pod": 7, "source": "store", "uid": "Zoë"}
+
+
+@pytest.mark.usefixtures("pods")
 async def test_a_pod_that_refused_is_excluded(options: dict[str, Any]) -> None:
     async with serving(starlette_app(options)) as site:
         response = await site.get("/reroute", headers=ADA)
@@ -219,8 +244,9 @@ async def test_a_uid_that_cannot_be_is_400_and_not_repeated(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     async with serving(starlette_app(options)) as site:
-        for uid in ("a{b}", "x" * 513, "tab\tinside"):
-            response = await site.get("/", headers={"x-user-id": uid})
+        for uid in ("a{b}", "x" * 513, "tab\tinside", "Zo\xeb"):
+            # The last one is no UTF-8.
+            response = await site.get("/", headers={"x-user-id": uid.encode("latin-1")})
             assert (response.status_code, response.text) == (
                 400,
                 "the request names a user who cannot exist\n",
@@ -401,7 +427,7 @@ async def test_an_application_that_fails_to_start_closes_the_router(
 
 
 def scope_of(path: str = "/", headers: dict[str, str] | None = None, **more: Any) -> Scope:
-    raw = [(k.lower().encode(), v.encode("latin-1")) for k, v in (headers or {}).items()]
+    raw = [(k.lower().encode(), v.encode()) for k, v in (headers or {}).items()]
     return {"type": "http", "path": path, "headers": raw, **more}
 
 
@@ -448,9 +474,15 @@ def test_a_path_without_its_raw_form() -> None:
     assert PathUid("/users/{uid}/x")(scope_of("/users/Zoë/x")) == "Zoë"
 
 
-def test_a_header_is_read_as_frameworks_read_it() -> None:
-    scope = scope_of(headers={"X-User": "Zoë"})
-    assert HeaderUid("x-user")(scope) == HTTPConnection(scope).headers["x-user"] == "Zoë"
+def test_headers_are_utf_8() -> None:
+    assert HeaderUid("x-user")(scope_of(headers={"X-User": "Zoë"})) == "Zoë"
+    # Its last byte, 0xA0, is a blank in Latin-1.
+    assert CookieUid("uid")(scope_of(headers={"cookie": "uid=voilà"})) == "voilà"
+
+
+def test_another_cookie_that_is_no_utf_8_does_no_harm() -> None:
+    scope = {"type": "http", "path": "/", "headers": [(b"cookie", b"name=Zo\xeb; uid=ada")]}
+    assert CookieUid("uid")(scope) == "ada"
 
 
 def test_what_the_application_is_given_does_not_show_the_uid(options: dict[str, Any]) -> None:

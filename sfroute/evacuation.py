@@ -192,7 +192,6 @@ class Evacuation:
         mine = [uid for uid, value in zip(uids, values, strict=True) if value == wanted]
         self._count(scanned=len(uids), found=len(mine))
         if self._dry_run:
-            self._count(moved=len(mine))
             return
         try:
             for start in range(0, len(mine), MOVES_AT_ONCE):

@@ -117,7 +117,7 @@ class EvacuationProgress:
     Attributes:
         scanned: keys looked at.
         found: links to the pod.
-        moved: links moved to another pod (or that would be: dry run).
+        moved: links moved to another pod; a dry run moves none.
         elsewhere: links that somebody else had moved or removed meanwhile.
         failed: links that could not be moved; a further pass tries them again.
         passes: passes over all keys finished. The last one of a finished evacuation has found nothing, unless gateways

@@ -71,7 +71,6 @@ def evacuate(
         _tell(
             evacuation,
             f"{counted(found, 'link')} to pod {pod}; nothing was changed",
-            dry_run=True,
             as_json=as_json,
         )
         return
@@ -88,7 +87,7 @@ def evacuate(
     progress = evacuation.progress
     by_others = f"; {progress.elsewhere:,} by others meanwhile" if progress.elsewhere else ""
     sentence = f"{counted(progress.moved, 'link')} moved off pod {pod}{by_others}"
-    _tell(evacuation, sentence, dry_run=False, as_json=as_json)
+    _tell(evacuation, sentence, as_json=as_json)
     if progress.passes >= _PASSES:
         complain(f"somebody goes on linking users to pod {pod}: drain it, and evacuate it again")
         raise typer.Exit(FAILED)
@@ -155,7 +154,7 @@ class _Evacuation:
                         self.progress = step
 
 
-def _tell(evacuation: _Evacuation, sentence: str, *, dry_run: bool, as_json: bool) -> None:
+def _tell(evacuation: _Evacuation, sentence: str, *, as_json: bool) -> None:
     if not as_json:
         write(sentence)
         return
@@ -163,8 +162,7 @@ def _tell(evacuation: _Evacuation, sentence: str, *, dry_run: bool, as_json: boo
     fields = {
         "pod": evacuation.pod,
         "found": progress.found,
-        # A dry run of the router counts what it would move.
-        "moved": 0 if dry_run else progress.moved,
+        "moved": progress.moved,
         "elsewhere": progress.elsewhere,
         "failed": progress.failed,
         "passes": progress.passes,

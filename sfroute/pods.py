@@ -91,6 +91,10 @@ class AsyncPodAgent:
         forget_after: float = 3600.0,
         sigterm: bool = True,
     ) -> None:
+        if not isinstance(router, AsyncRouter):
+            raise InvalidArgument(
+                "AsyncPodAgent needs an AsyncRouter; for a Router there is PodAgent"
+            )
         check_service_names(namespace, service)
         check_pod(pod)
         if not _is_positive(heartbeat):
@@ -421,6 +425,10 @@ class PodAgent:
         forget_after: float = 3600.0,
         sigterm: bool = True,
     ) -> None:
+        if not isinstance(router, Router):
+            raise InvalidArgument(
+                "PodAgent needs a Router; for an AsyncRouter there is AsyncPodAgent"
+            )
         self.pod = pod
         self._router = router
         self._sigterm = sigterm

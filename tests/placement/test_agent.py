@@ -425,6 +425,16 @@ class TestSettings:
         with pytest.raises(InvalidArgument):
             agent_of(speaker, namespace, "chat", pod)
 
+    async def test_so_is_the_router_of_the_other_agent(self, speaker: Any, namespace: str) -> None:
+        if isinstance(speaker, AsyncRouter):
+            words = "PodAgent needs a Router; for an AsyncRouter there is AsyncPodAgent"
+            with pytest.raises(InvalidArgument, match=f"^{words}$"):
+                PodAgent(speaker, namespace, "chat", 3)  # type: ignore[arg-type]
+        else:
+            words = "AsyncPodAgent needs an AsyncRouter; for a Router there is PodAgent"
+            with pytest.raises(InvalidArgument, match=f"^{words}$"):
+                AsyncPodAgent(speaker.router, namespace, "chat", 3)
+
     async def test_an_agent_runs_once_and_may_run_again(self, speaker: Any, namespace: str) -> None:
         agent = agent_of(speaker, namespace, "chat", 3)
         with pytest.raises(ConfigError, match="not running"):

@@ -202,9 +202,13 @@ class AsyncPodAgent:
     async def accept(self, uid: str) -> TrySetResult:
         """Take a uid: its link becomes persistent for this pod, unless another pod has it.
 
-        ``success`` is False, and ``pod`` the owner, if another pod has it.
+        ``success`` is False, and ``pod`` the owner, if another pod has it. A draining pod still accepts a user nobody
+        has.
+
+        Raises ``ConfigError`` before the block begins and after it has ended, as ``release`` and ``drain`` do.
         """
         check_link_names(self._namespace, uid, self._service)
+        self._check_running()
         self._has_accepted = True
         link = (self._namespace, uid, self._service)
         known = uid in self._uids
@@ -225,6 +229,7 @@ class AsyncPodAgent:
 
         ``grace``: seconds for which the link stays, for a reconnect; None removes it now.
         """
+        self._check_running()
         seconds = PERSIST_FOREVER if grace is None else grace
         released = await self._router.remove_linked_pod_with_id(
             self._namespace, uid, self._service, self.pod, seconds
@@ -244,8 +249,7 @@ class AsyncPodAgent:
         """
         if not (_is_positive(deadline) or deadline == 0):
             raise InvalidArgument("deadline must be seconds >= 0")
-        if self._task is None or self._status == STOPPED:
-            raise ConfigError("the agent is not running")
+        self._check_running()
         self._status = DRAINING
         self._asked_to_drain = False
         self._left = len(self._uids)
@@ -254,6 +258,10 @@ class AsyncPodAgent:
                 await self._try_to_beat()
                 await self._until_empty()
         return self._left
+
+    def _check_running(self) -> None:
+        if self._task is None or self._status == STOPPED:
+            raise ConfigError("the agent is not running")
 
     async def _until_empty(self) -> None:
         while self._status == DRAINING:  # else it was stopped meanwhile
@@ -504,7 +512,10 @@ class PodAgent:
     def accept(self, uid: str) -> TrySetResult:
         """Take a uid: its link becomes persistent for this pod, unless another pod has it.
 
-        ``success`` is False, and ``pod`` the owner, if another pod has it.
+        ``success`` is False, and ``pod`` the owner, if another pod has it. A draining pod still accepts a user nobody
+        has.
+
+        Raises ``ConfigError`` before the block begins and after it has ended, as ``release`` and ``drain`` do.
         """
         return self._router.background.call(self._agent.accept(uid))
 

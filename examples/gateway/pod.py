@@ -27,7 +27,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from sfroute import STOPPED, AsyncPodAgent, AsyncRouter, StoreError
+from sfroute import STOPPED, AsyncPodAgent, AsyncRouter, ConfigError, StoreError
 
 UID_HEADER = "x-sfroute-uid"
 MISDIRECTED = 421
@@ -64,7 +64,10 @@ class Pod:
             owner = await self._router.get_linked_pod_if_persist(NAMESPACE, uid, SERVICE)
             if owner == self.agent.pod:
                 return True
-        accepted, _ = await self.agent.accept(uid)
+        try:
+            accepted, _ = await self.agent.accept(uid)
+        except ConfigError:  # the agent has said its last word, and takes nobody any more
+            accepted = False
         if not accepted:
             # What this pod remembers of the user is history.
             self.counts.pop(uid, None)
@@ -96,6 +99,8 @@ class Pod:
                 await self.agent.release(uid)
                 self.counts.pop(uid, None)
                 return Response(status_code=204)
+        except ConfigError:
+            return PlainTextResponse("the user must go to another pod\n", MISDIRECTED)
         except StoreError:
             return PlainTextResponse("try again soon\n", 503, headers={"retry-after": "1"})
         return JSONResponse(self.count(uid) if request.method == "POST" else self.show(uid))

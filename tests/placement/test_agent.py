@@ -291,6 +291,33 @@ class TestUids:
             assert ada.pod() is None
             assert await agent.release("ada") is False
 
+    async def test_nobody_is_accepted_or_released_before_the_block_or_after_it(
+        self, speaker: Any, raw: Raw, namespace: str
+    ) -> None:
+        ada, bob = (LinkProgram(raw, namespace, uid, "chat") for uid in ("ada", "bob"))
+        ada.set_link(3, -1)
+        agent = agent_of(speaker, namespace, "chat", 3)
+
+        async def is_refused() -> None:
+            with pytest.raises(ConfigError, match="the agent is not running"):
+                await agent.accept("bob")
+            with pytest.raises(ConfigError, match="the agent is not running"):
+                await agent.release("ada")
+
+        await is_refused()
+        async with agent:
+            pass
+        await is_refused()
+        assert (ada.pod(), bob.pod()) == ("3", None)
+
+    async def test_a_draining_pod_still_accepts_a_user_nobody_has(
+        self, speaker: Any, namespace: str
+    ) -> None:
+        async with agent_of(speaker, namespace, "chat", 3) as agent:
+            await agent.drain(0)
+            assert agent.status == DRAINING
+            assert await agent.accept("ada") == (True, 3)
+
     @pytest.mark.parametrize("uid", ["", "{", None, 3])
     async def test_a_uid_that_is_none_is_refused(
         self, speaker: Any, namespace: str, uid: Any

@@ -92,6 +92,8 @@ def checked_exclude(exclude: Collection[int]) -> frozenset[int]:
 
 def check_policy(policy: object) -> None:
     """Raise ``InvalidArgument`` unless it is a policy, or None."""
+    if isinstance(policy, type):
+        raise InvalidArgument("policy must be an instance, such as Rendezvous()")
     if policy is not None and not callable(getattr(policy, "rank", None)):
         raise InvalidArgument("policy must have a method rank(uid, candidates)")
 

@@ -27,6 +27,7 @@ from sfroute import (
     NoRoutablePod,
     PlacementConfig,
     PodAgent,
+    Rendezvous,
     RetryConfig,
     Router,
     RouterConfig,
@@ -336,6 +337,12 @@ class TestPoliciesOfTheApplication:
     async def test_it_must_be_able_to_rank(self, router: Any, namespace: str) -> None:
         with pytest.raises(InvalidArgument, match=r"policy must have a method rank"):
             await router.route(namespace, *ADA, policy=len)
+
+    async def test_its_class_is_none(self, router: Any, namespace: str) -> None:
+        with pytest.raises(
+            InvalidArgument, match=r"policy must be an instance, such as Rendezvous\(\)"
+        ):
+            await router.route(namespace, *ADA, policy=Rendezvous)
 
 
 class TestTemporaryLinks:

@@ -93,6 +93,8 @@ def drain(
     require(url=url, namespace=namespace, service=service)
     check_service_names(namespace, service)
 
+    age = 0.0
+
     async def work() -> tuple[Outcome, str]:
         nonlocal age
         async with open_router(url, router_config(pod_timeout)) as router:
@@ -104,7 +106,6 @@ def drain(
                 return "silent", (await router.get_service_state(namespace, service)).get(pod, "")
             return await _ask(router, (namespace, service, pod), undo=undo, seconds=seconds)
 
-    age = 0.0
     outcome, state = common.run(work())
     if as_json:
         fields = {"pod": pod, "outcome": outcome, "state": state or None}

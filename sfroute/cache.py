@@ -79,7 +79,7 @@ class Epoch:
 class Entry:
     """One answer; nothing of it changes once it is stored. Instants are those of the cache's clock, in seconds.
 
-    (Slots, and no named tuple: every hit reads three of them, each in half the time.)
+    (Slots, and no named tuple: every hit reads three of them, and each takes less time.)
 
     Attributes:
         value: what the store said.

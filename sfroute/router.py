@@ -360,7 +360,7 @@ class AsyncRouter:
     ) -> int | None:
         """The pod a uid is linked to, None if it has no link. Cached; ``fresh`` asks the store."""
         # The hot path: a cached answer in one dict look-up and two comparisons. (An argument that may only be given by
-        # name would cost a hit a tenth of its time; an attribute called at once, half as much.)
+        # name, and an attribute that is called at once, would slow it down: docs/explanation/performance.md.)
         key = (namespace, uid, service)
         if not fresh:
             find = self._find

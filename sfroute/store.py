@@ -61,7 +61,9 @@ def _script_loads() -> tuple[bytes, ...]:
 
 @dataclass(slots=True)
 class Command:
-    """One command for one key, and what may be done with it. Nobody changes one; to have it frozen costs 1 us each.
+    """One command for one key, and what may be done with it.
+
+    Nobody changes one; to have it frozen would cost every write.
 
     Attributes:
         operation: the public operation it serves.

@@ -9,6 +9,8 @@ SHELL := /bin/bash
 
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Keep what Python compiles, whatever the shell says: the tests start it a thousand times.
+unexport PYTHONDONTWRITEBYTECODE
 STAMP := $(VENV)/.installed
 # Arguments for pytest, as in: make test ARGS="-k remove -x"
 ARGS ?=
@@ -20,14 +22,14 @@ help: ## show this list
 .PHONY: venv
 venv: $(STAMP) ## create .venv with everything in it (PYTHON=... chooses the interpreter)
 
-# Made again whenever the dependencies change, or the version, which an installation remembers.
+# Rebuilt when the dependencies change, or the version, which an installation records.
 $(STAMP): pyproject.toml constraints/dev.txt sfroute/_version.py
 	@.ci/make-venv $(VENV) dev constraints/dev.txt
 	@touch $@
 
 .PHONY: demo
-demo: venv ## route 20,000 requests on a local cluster, kill a primary; let pods drain, crash and be evacuated
-	@$(BIN)/sfroute demo
+demo: venv ## route 20,000 requests on a local cluster and kill a primary; then drain, crash and evacuate pods
+	@$(BIN)/python examples/demo
 
 .PHONY: trace-demo
 trace-demo: venv ## send requests through a gateway and show one as a trace (OTEL_* variables say where to)
@@ -38,36 +40,72 @@ gateway-demo: venv ## a reverse proxy, pods that count, restarts and kills; then
 	@# A job of its own: Ctrl-C is for the demo, which ends in order, and not for make.
 	@set -m; $(BIN)/python examples/gateway/demo.py --stay || exit $$?
 
+.PHONY: demo-polyglot
+demo-polyglot: venv ## pods in Python, Node.js and Go behind Caddy, as far as these are here: restarts, a kill, no count is lost
+	@programs=$$(.ci/proxies) || programs=; PATH="$$programs:$$PATH" $(BIN)/python examples/polyglot/polyglot.py
+
+# How many test files run at a time. Tests mostly wait, so three fit on two cores. Use FILES=1 with a debugger.
+FILES ?= 3
+# The slow ones begin first (tests/conftest.py), so that none is left alone at the end.
+AT_ONCE = $(if $(filter-out 1,$(FILES)),-n $(FILES) --dist loadfile --no-loadscope-reorder)
+
 .PHONY: test
 test: venv ## run the tests on every server found on this machine
-	$(BIN)/python -m pytest -m "not packaging" $(ARGS)
+	$(BIN)/python -m pytest -m "not packaging" $(AT_ONCE) $(ARGS)
 
 .PHONY: test-fast
 test-fast: venv ## the same without the tests that take long
-	$(BIN)/python -m pytest -m "not packaging and not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not packaging and not slow" $(AT_ONCE) $(ARGS)
+
+.PHONY: test-scale
+test-scale: venv ## run the tests of scale at their full size, which `make test` runs smaller
+	SFROUTE_TEST_SIZE=full $(BIN)/python -m pytest -m scale $(AT_ONCE) $(ARGS)
 
 .PHONY: node-packages
-node-packages: ## install ioredis, with which the tests run the example in Node.js; they skip it otherwise
+node-packages: ## install ioredis, which the tests of the Node.js example need; without it they skip
 	@.ci/node-packages examples/node
 
 .PHONY: test-dashboards
-test-dashboards: venv ## check the dashboard and the alerts with a real Prometheus
-	@programs=$$(.ci/prometheus) && PATH="$$programs:$$PATH" $(BIN)/python -m pytest tests/dashboards $(ARGS)
+test-dashboards: venv ## check the dashboard, its page and the alerts with a real Prometheus and a Chromium
+	@programs=$$(.ci/prometheus) && .ci/chromium >/dev/null && \
+		PATH="$$programs:$$PATH" $(BIN)/python -m pytest tests/dashboards $(ARGS)
+
+.PHONY: dashboard-pictures
+dashboard-pictures: venv ## take the pictures of the dashboard in docs/images again
+	@programs=$$(.ci/prometheus) && .ci/chromium >/dev/null && \
+		PATH="$$programs:$$PATH" SFROUTE_PICTURES=docs/images $(BIN)/python -m pytest tests/dashboards -k "draws or pictures" $(ARGS)
+
+.PHONY: test-proxies
+test-proxies: venv ## run the recipes for nginx, Caddy, HAProxy and Traefik in front of real pods that restart and crash
+	@programs=$$(.ci/proxies) && PATH="$$programs:$$PATH" $(BIN)/python -m pytest tests/proxies $(ARGS)
+
+# CHECKOV=no leaves out the tool that is large.
+CHECKOV ?= checkov
+.PHONY: test-deploy
+test-deploy: venv ## render deploy/, and check it with the schemas of Kubernetes, hadolint and checkov
+	@programs=$$(.ci/deploy-tools deploy $(filter-out no,$(CHECKOV))) && \
+		PATH="$$programs:$$PATH" $(BIN)/python -m pytest tests/deploy $(ARGS)
+
+.PHONY: bench-proxies
+bench-proxies: venv ## measure what decisions and claims cost over HTTP, and what proxies add (needs a quiet machine)
+	@programs=$$(.ci/proxies) && PATH="$$programs:$$PATH" PYTHONPATH=tests $(BIN)/python -m proxies.measure
 
 .PHONY: test-faults
-test-faults: venv ## break clusters under load and check every call; ARGS="--seed 7" repeats one run
+test-faults: venv ## break clusters, pods and gateways under load; ARGS="--seed 7" repeats one run, "--users 10000" is larger
 	$(BIN)/python -m tests.faults $(ARGS)
 
 MINUTES ?= 60
 .PHONY: soak
-soak: venv ## the same again and again for MINUTES (60), each time with another seed
+soak: venv ## churn for MINUTES (60), measuring every table; then repeat test-faults as long, each time with another seed
+	$(BIN)/python -m tests.field.churn --minutes $(MINUTES)
 	$(BIN)/python -m tests.faults --minutes $(MINUTES) $(ARGS)
 
 BEHAVIOUR := tests/test_operations.py tests/test_scripts_in_router.py
-OLD_BEHAVIOUR := $(BEHAVIOUR) tests/test_bad_input.py tests/test_scripts.py tests/test_script_safety.py \
-	tests/test_state_scripts.py tests/test_acl.py tests/coherence/test_untracked.py
+OLD_BEHAVIOUR := $(BEHAVIOUR) tests/test_bad_input.py tests/test_scripts.py tests/test_claim_scripts.py tests/test_script_safety.py \
+	tests/test_state_scripts.py tests/test_acl.py tests/coherence/test_untracked.py tests/test_retries.py \
+	tests/field/test_wrong_peers.py tests/field/test_not_now.py tests/field/test_error_texts.py tests/placement/test_trouble.py
 
-# A cluster with TLS, entered with no more rights than the documents give, and a single node, beside what `test` runs on.
+# Besides the servers of `test`: a cluster with TLS and only the permissions that the documents grant, and a single node.
 .PHONY: test-servers
 test-servers: venv ## run the tests of behaviour on Valkey 8.1 and Redis 6.2, with TLS and ACLs, and on a single node
 	servers=$$(PYTHON=$(BIN)/python .ci/old-servers) && SFROUTE_TEST_SERVERS=$$servers \
@@ -82,13 +120,14 @@ fuzz: venv ## send garbage to a router for MINUTES (10)
 		-k "whatever or cuts" --timeout 0 -s $(ARGS)
 
 .PHONY: lint
-lint: venv ## check style, formatting and who imports whom
+lint: venv ## check style, formatting, who imports whom, and the spelling of everything
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/codespell
 
 .PHONY: format
-format: venv ## let the formatter and the safe fixes of the linter rewrite the files
+format: venv ## rewrite the files with the formatter and the safe fixes of the linter
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -98,19 +137,20 @@ types: venv ## check the types: mypy --strict everywhere, pyright on the public 
 	$(BIN)/pyright
 
 .PHONY: docs-reference
-docs-reference: venv ## write the configuration, the scripts and the drawings of docs/ anew, from the sources
-	$(BIN)/python docs/reference_pages.py
-	$(BIN)/python docs/drawings.py
+docs-reference: venv ## rewrite the configuration, the scripts and the drawings of docs/ from the sources
+	$(BIN)/python tools/reference_pages.py
+	$(BIN)/python tools/drawings.py
+	$(BIN)/python tools/timelines.py
 
 .PHONY: hooks
 hooks: venv ## let git run lint and types before each commit
 	$(BIN)/pre-commit install
 
 .PHONY: docs-cli
-docs-cli: venv ## write docs/reference/cli.md anew: the options of every command, and a session really run
-	$(BIN)/python docs/cli_sessions.py
+docs-cli: venv ## rewrite docs/reference/cli.md: the options of every command, and a session that is really run
+	$(BIN)/python tools/cli_sessions.py
 
-# The site's tools have an environment of their own.
+# The tools of the site have their own environment.
 DOCS_VENV ?= .cache/venv-docs
 DOCS_STAMP := $(DOCS_VENV)/.installed
 SITE ?= .cache/site
@@ -119,7 +159,7 @@ $(DOCS_STAMP): pyproject.toml constraints/docs.txt constraints/dev.txt
 	@.ci/make-venv $(DOCS_VENV) docs constraints/docs.txt constraints/dev.txt
 	@touch $@
 
-# NO_MKDOCS_2_WARNING: mkdocs-material tells everyone of a successor of mkdocs, which pyproject.toml excludes.
+# NO_MKDOCS_2_WARNING: mkdocs-material warns about mkdocs 2, which pyproject.toml excludes.
 .PHONY: docs
 docs: $(DOCS_STAMP) ## build the site of docs/ into .cache/site; a link that leads nowhere is an error
 	@NO_MKDOCS_2_WARNING=true \
@@ -127,14 +167,15 @@ docs: $(DOCS_STAMP) ## build the site of docs/ into .cache/site; a link that lea
 	@echo "$(SITE)/index.html"
 
 .PHONY: api
-api: venv ## write tests/public_api.txt anew: the public interface, which a test holds fast
-	$(BIN)/python tests/public_api.py
+api: venv ## rewrite tests/public_api.txt and tests/typing_of_operations.py, which tests compare
+	$(BIN)/python tests/support/public_api.py
+	$(BIN)/python tests/support/typed_calls.py
 
 AUDIT := .cache/venv-audit/bin
 
-# --strict: a package of which the service of advisories knows nothing has not been looked at, and is a failure.
+# --strict: fail on a package that the advisory service does not know, because nothing has checked it.
 .PHONY: audit
-audit: venv ## look up the dependencies among known vulnerabilities (needs the network: not part of ci)
+audit: venv ## look the dependencies up in a list of known vulnerabilities (needs the network: not part of ci)
 	@[[ -x $(AUDIT)/pip-audit ]] || { $(BIN)/python -m venv .cache/venv-audit && $(AUDIT)/pip install -qq pip-audit; }
 	$(AUDIT)/pip-audit --strict --progress-spinner off --no-deps --disable-pip -r constraints/dev.txt
 	$(AUDIT)/pip-audit --strict --progress-spinner off --no-deps --disable-pip -r constraints/lowest.txt
@@ -154,7 +195,19 @@ test-lowest: ## run the tests with the lowest versions that pyproject.toml admit
 	@.ci/make-venv .cache/venv-lowest test constraints/lowest.txt constraints/dev.txt
 	.cache/venv-lowest/bin/python -m pytest -m "not packaging and not slow" $(ARGS)
 
-# The contenders have an environment of their own.
+# What a version of Python could change: calls, threads, event loops, the end of the interpreter, spans.
+OTHER_PYTHON := tests/test_operations.py tests/test_targets.py tests/test_cli.py tests/test_documents.py tests/test_fronts.py \
+	tests/test_cache.py tests/test_keys.py tests/test_replies.py tests/test_retries.py tests/test_lifecycle.py \
+	tests/test_bad_input.py tests/test_claim_scripts.py tests/test_deadlines.py tests/coherence tests/placement \
+	tests/telemetry tests/web/test_wsgi.py tests/web/test_asgi.py
+
+.PHONY: test-python
+test-python: ## run a broad part of the tests with another interpreter: PYTHON=python3.13
+	@version=$$($${PYTHON:-python3} -c 'import sys; print("%d.%d" % sys.version_info[:2])') && \
+		.ci/make-venv .cache/venv-$$version other-python constraints/dev.txt && \
+		.cache/venv-$$version/bin/python -m pytest -m "not packaging and not slow" $(AT_ONCE) $(OTHER_PYTHON) $(ARGS)
+
+# The other clients in the benchmark have their own environment.
 BENCH_VENV ?= .cache/venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed
 
@@ -163,15 +216,15 @@ $(BENCH_STAMP): pyproject.toml constraints/bench.txt constraints/dev.txt sfroute
 	@touch $@
 
 .PHONY: bench
-bench: $(BENCH_STAMP) ## measure beside every peer, and write docs/benchmarks.md (needs a quiet machine)
+bench: $(BENCH_STAMP) ## measure against every peer, and write docs/benchmarks.md (needs a quiet machine)
 	@$(BENCH_VENV)/bin/python benchmarks/suite.py $(ARGS)
 
 .PHONY: bench-micro
-bench-micro: $(BENCH_STAMP) ## the small parts that every call goes through, by pyperf; ARGS="--fast", ARGS="-o new.json"
+bench-micro: $(BENCH_STAMP) ## measure the small parts of every call with pyperf; ARGS="--fast", ARGS="-o new.json"
 	@$(BENCH_VENV)/bin/python benchmarks/micro.py --quiet $(ARGS)
 
 .PHONY: bench-quick
-bench-quick: $(BENCH_STAMP) ## the same in less than a minute: shows that it works, and rough figures
+bench-quick: $(BENCH_STAMP) ## the same in less than a minute: shows that it works; the figures are rough
 	@$(BENCH_VENV)/bin/python benchmarks/suite.py --quick $(ARGS)
 
 .PHONY: ci
@@ -179,7 +232,7 @@ ci: ## everything that a change must pass
 	@.ci/run
 
 .PHONY: lock
-lock: ## write constraints/dev.txt, bench.txt and docs.txt anew: the newest versions that pyproject.toml admits
+lock: ## rewrite constraints/dev.txt, bench.txt and docs.txt: the newest versions that pyproject.toml admits
 	@.ci/lock
 
 .PHONY: clean

@@ -1,6 +1,6 @@
 """What a user would choose instead: each peer as one class, opened on the same cluster, doing the same work.
 
-``get`` is one look-up, ``get_many`` a batch of them, ``link`` one write. What one operation sends differs from peer to
+``get`` is one lookup, ``get_many`` a batch of them, ``link`` one write. What one operation sends differs from peer to
 peer; ``DOES`` says it, and the reports repeat it.
 """
 
@@ -22,8 +22,8 @@ from redis.cluster import RedisCluster
 from redis.maint_notifications import MaintNotificationsConfig
 
 import sfroute
-from sfroute.keys import link_key, link_prefix, slot_of
-from sfroute.scripts import get_script
+from sfroute._contract.keys import link_key, link_prefix, slot_of
+from sfroute._contract.scripts import get_script
 
 __all__ = [
     "DOES",
@@ -57,7 +57,7 @@ DOES = {
     "pipeline": "GETs gathered by the caller, one round trip",
     "sfroute": "GET + PTTL, stored, tracked",
     "script": "EVALSHA of statefulSetLink.lua",
-    "sfroute write": "the same with an operation record; its look-ups are dropped before and after",
+    "sfroute write": "the same with an operation record; its lookups are dropped before and after",
 }
 
 
@@ -90,10 +90,10 @@ class AsyncPeer(ABC):
 
     @abstractmethod
     async def get(self, uid: str) -> object:
-        """One look-up."""
+        """One lookup."""
 
     async def get_many(self, uids: list[str]) -> object:
-        """A batch of look-ups, the way this client does that best."""
+        """A batch of lookups, the way this client does that best."""
         raise NotImplementedError
 
     async def link(self, uid: str, pod: int) -> object:
@@ -238,10 +238,10 @@ class SyncPeer(ABC):
 
     @abstractmethod
     def get(self, uid: str) -> object:
-        """One look-up."""
+        """One lookup."""
 
     def get_many(self, uids: list[str]) -> object:
-        """A batch of look-ups, the way this client does that best."""
+        """A batch of lookups, the way this client does that best."""
         raise NotImplementedError
 
 
@@ -261,7 +261,7 @@ class RedisPySync(SyncPeer):
         return self.client.get(key_of(uid))
 
     def get_many(self, uids: list[str]) -> object:
-        pipe = self.client.pipeline()
+        pipe: Any = self.client.pipeline()  # type: ignore[no-untyped-call]
         for uid in uids:
             pipe.get(key_of(uid))
         return pipe.execute()
@@ -328,7 +328,7 @@ class Raw:
             connection.close()
 
     def pack(self, uids: Sequence[str], *, pttl: bool) -> list[tuple[tuple[str, int], bytes, int]]:
-        """The look-ups as bytes: node, what to send, how many replies come."""
+        """The lookups as bytes: node, what to send, how many replies come."""
         keys = sorted(
             ((self._owner_of(slot_of(key)), key) for key in map(key_of, uids)),
             key=lambda pair: pair[0],

@@ -10,73 +10,27 @@ import asyncio
 import gc
 import json
 import random
-import statistics
 import subprocess
 import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from contenders import NAMESPACE, SERVICE, key_of
+from harness import Cost
 from redis.cluster import RedisCluster
 
 import sfroute
-from sfroute.cache import Flight, LookupCache
+from sfroute._lookups.cache import Epoch, Flight, LookupCache
+from sfroute._lookups.lane import Lane
+from sfroute._net.connection import READ_BYTES
 from sfroute.embedded import LocalCluster
-from sfroute.lane import Lane
-from sfroute.wire import READ_BYTES
 
-__all__ = ["Cost", "measure"]
+__all__ = ["measure"]
 
 MILLION = 1_000_000
 BULK = 10_000
-
-
-@dataclass(frozen=True)
-class Cost:
-    """One figure.
-
-    Attributes:
-        what: what is measured.
-        value: the median.
-        unit: of what.
-        samples: every measurement.
-        at_most: the mark, None if there is none.
-    """
-
-    what: str
-    value: float
-    unit: str
-    samples: tuple[float, ...]
-    at_most: float | None = None
-
-    @classmethod
-    def of(cls, what: str, samples: list[float], unit: str, at_most: float | None = None) -> Cost:
-        """With the median of the samples."""
-        return cls(what, statistics.median(samples), unit, tuple(samples), at_most)
-
-    def row(self) -> tuple[str, ...]:
-        """What, measured with its spread, asked, reached."""
-        spread = ""
-        if len(self.samples) > 1:
-            spread = f" ({min(self.samples):.3g} to {max(self.samples):.3g})"
-        asked, reached = "", ""
-        if self.at_most is not None:
-            asked = f"<= {self.at_most:g} {self.unit}"
-            reached = "yes" if self.value <= self.at_most else "**no**"
-        return self.what, f"{self.value:.3g} {self.unit}{spread}", asked, reached
-
-    def as_json(self) -> dict[str, object]:
-        """For programs."""
-        return {
-            "what": self.what,
-            "unit": self.unit,
-            "median": self.value,
-            "samples": self.samples,
-            "at_most": self.at_most,
-        }
 
 
 def measure(*, quick: bool = False, only: str = "") -> list[Cost]:
@@ -123,7 +77,7 @@ def uid_of(number: int) -> str:
 
 
 def fill(cache: LookupCache, lane: Lane, first: int, count: int) -> None:
-    """Entries as look-ups leave them behind: every string of a key but namespace and service is its own."""
+    """Entries as lookups leave them behind: every string of a key but namespace and service is its own."""
     now = time.monotonic()
     epoch = lane.epoch
     for number in range(first, first + count):
@@ -152,7 +106,7 @@ def print_memory(entries: int) -> None:
     """For ``memory``."""
     config = sfroute.CacheConfig(max_entries=entries)
     cache = LookupCache(config, time.monotonic)
-    epoch = sfroute.cache.Epoch(3600.0, 1e12)  # type: ignore[attr-defined]
+    epoch = Epoch(3600.0, 1e12)
     now = time.monotonic()
     gc.collect()
     tracemalloc.start()
@@ -172,8 +126,8 @@ def growth(entries: int, rounds: int) -> Iterator[Cost]:
     for size in sizes:
         config = sfroute.RouterConfig(cache=sfroute.CacheConfig(max_entries=size + 1))
         router = sfroute.AsyncRouter.from_url("redis+cluster://127.0.0.1:1", config=config)
-        cache = router.engine.cache
-        epoch = sfroute.cache.Epoch(3600.0, 1e12)  # type: ignore[attr-defined]
+        cache = router._inside.engine.cache
+        epoch = Epoch(3600.0, 1e12)
         now = time.monotonic()
         for number in range(size):
             flight = cache.open(Flight((NAMESPACE, uid_of(number), SERVICE), now + 5))
@@ -246,7 +200,7 @@ def with_servers(*, quick: bool, entries: int) -> Iterator[Cost]:
 
 
 def opening(url: str, rounds: int) -> Iterator[Cost]:
-    """Both faces."""
+    """Both fronts."""
     samples: dict[str, list[float]] = {}
 
     async def task() -> None:
@@ -323,9 +277,9 @@ async def _router(url: str, entries: int) -> sfroute.AsyncRouter:
 
 
 def _lanes(router: sfroute.AsyncRouter) -> list[Lane]:
-    parts = router.engine.parts
+    parts = router._inside.engine.parts
     assert parts is not None
-    return list(parts.lookups._lanes.values())
+    return list(parts.dispatch.lanes)
 
 
 def bulk_uid(number: int) -> str:
@@ -337,7 +291,7 @@ def change_all(host: str, port: str) -> None:
     """Write all of them, as fast as that goes, for every line on stdin."""
     client = RedisCluster(host=host, port=int(port))
     for _ in sys.stdin:
-        pipe = client.pipeline()
+        pipe: Any = client.pipeline()  # type: ignore[no-untyped-call]
         for number in range(BULK):
             pipe.set(key_of(bulk_uid(number)), number)
         pipe.execute()
@@ -348,7 +302,7 @@ async def bulk_invalidation(url: str, entries: int, rounds: int) -> list[Cost]:
     """The pushes of 1,000 changed links, as the server words them, through the lane's own parser."""
     router = await _router(url, entries + 1)
     lane = _lanes(router)[0]
-    cache = router.engine.cache
+    cache = router._inside.engine.cache
     fill(cache, lane, 1000, entries - 1000)
     gc.collect()
     gc.freeze()
@@ -389,7 +343,7 @@ class Big:
 
     async def pushes(self) -> None:
         """Another process changes all of them: a thread would hold the interpreter, and that would be measured."""
-        counts = self._router.engine.cache.counts
+        counts = self._router._inside.engine.cache.counts
         before = counts.invalidations
         assert self._changing.stdin is not None
         self._changing.stdin.write(b"now\n")
@@ -398,13 +352,13 @@ class Big:
             await self._all_pushed(before)
 
     async def _all_pushed(self, before: int) -> None:
-        counts = self._router.engine.cache.counts
+        counts = self._router._inside.engine.cache.counts
         while counts.invalidations - before < BULK:  # noqa: ASYNC110 - every turn is looked at
             await asyncio.sleep(0)
 
     async def topology(self) -> None:
         """Ask for the slot map."""
-        parts = self._router.engine.parts
+        parts = self._router._inside.engine.parts
         assert parts is not None
         await parts.topology.refresh()
 
@@ -451,7 +405,7 @@ async def _blocking(
     url: str, changing: subprocess.Popen[bytes], entries: int, rounds: int
 ) -> list[Cost]:
     router = await _router(url, entries)
-    cache, big = router.engine.cache, Big(router, changing)
+    cache, big = router._inside.engine.cache, Big(router, changing)
     await big.ask_all()
     fill(cache, _lanes(router)[0], 0, entries - len(cache.entries))
     gc.collect()

@@ -1,9 +1,9 @@
-"""What waking a thread costs, without a network or a router: the floor of a look-up that a thread waits for.
+"""What waking a thread costs, without a network or a router: the floor of a lookup that a thread waits for.
 
     python benchmarks/handover.py [--threads N] [--rounds N]
 
-As in ``sfroute/background.py``: threads put a lock into a queue and wait for it; one other thread takes what is there
-and releases the locks.
+As in ``sfroute/_fronts/background.py``: threads put a lock into a queue and wait for it; one other thread takes what
+is there and releases the locks.
 """
 
 from __future__ import annotations

@@ -12,12 +12,14 @@ import os
 import platform
 import statistics
 import sys
+import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-__all__ = ["Comparison", "Target", "machine", "table"]
+__all__ = ["Comparison", "Cost", "Target", "machine", "table"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ class Target:
         """True if the median does it."""
         middle = self.measured(comparison)[0]
         return middle <= self.at_least if self.of_time else middle >= self.at_least
+
+
+def _not_here() -> float:
+    raise RuntimeError("only what it measured was kept")
 
 
 @dataclass
@@ -97,7 +103,7 @@ class Comparison:
 
     def rows(self) -> list[tuple[str, ...]]:
         """Contender, microseconds per operation, time ratio with spread, throughput ratio, what it does."""
-        found = []
+        found: list[tuple[str, ...]] = []
         for name in self.contenders:
             ratios = self.ratios(name)
             middle = statistics.median(ratios)
@@ -112,6 +118,23 @@ class Comparison:
             )
         return found
 
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Comparison:
+        """What ``as_json`` has told; it cannot be run again."""
+        contenders, target = found["contenders"], found.get("target")
+        return cls(
+            found["work"],
+            found["baseline"],
+            dict.fromkeys(contenders, _not_here),
+            {name: told["seconds"] for name, told in contenders.items()},
+            {name: told["does"] for name, told in contenders.items()},
+            Target(target["contender"], target["at_least"], target["ratio_of"] == "time")
+            if target
+            else None,
+            found["shown_as"],
+            found["group"],
+        )
+
     def as_json(self) -> dict[str, object]:
         """Everything measured, for programs."""
         result: dict[str, object] = {
@@ -119,6 +142,7 @@ class Comparison:
             "group": self.group,
             "baseline": self.baseline,
             "unit": "s",
+            "shown_as": self.unit,
             "contenders": {
                 name: {
                     "does": self.does.get(name, ""),
@@ -166,8 +190,18 @@ def machine(*packages: str) -> str:
     )
     return (
         f"{_processor()}, {os.cpu_count()} cores, {platform.system()}, Python {sys.version.split()[0]} "
-        f"on {platform.machine()}, {versions}"
+        f"({_build()}) on {platform.machine()}, {versions}"
     )
+
+
+def _build() -> str:
+    """How the interpreter was compiled, which makes a tenth or more in anything written in Python."""
+    arguments = str(sysconfig.get_config_var("CONFIG_ARGS") or "")
+    if not arguments:
+        return "its build is not known"
+    optimized = "--enable-optimizations" in arguments
+    linked = "--with-lto" in arguments
+    return f"{'with' if optimized else 'without'} PGO, {'with' if linked else 'without'} LTO"
 
 
 def _is_installed(name: str) -> bool:
@@ -185,3 +219,55 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or "unknown processor"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One figure.
+
+    Attributes:
+        what: what is measured.
+        value: the median.
+        unit: of what.
+        samples: every measurement.
+        at_most: the mark, None if there is none.
+    """
+
+    what: str
+    value: float
+    unit: str
+    samples: tuple[float, ...]
+    at_most: float | None = None
+
+    @classmethod
+    def of(cls, what: str, samples: list[float], unit: str, at_most: float | None = None) -> Cost:
+        """With the median of the samples."""
+        return cls(what, statistics.median(samples), unit, tuple(samples), at_most)
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Cost:
+        """What ``as_json`` has told."""
+        return cls(
+            found["what"], found["median"], found["unit"], tuple(found["samples"]), found["at_most"]
+        )
+
+    def row(self) -> tuple[str, ...]:
+        """What, measured with its spread, asked, reached."""
+        spread = ""
+        if len(self.samples) > 1:
+            spread = f" ({min(self.samples):.3g} to {max(self.samples):.3g})"
+        asked, reached = "", ""
+        if self.at_most is not None:
+            asked = f"<= {self.at_most:g} {self.unit}"
+            reached = "yes" if self.value <= self.at_most else "**no**"
+        return self.what, f"{self.value:.3g} {self.unit}{spread}", asked, reached
+
+    def as_json(self) -> dict[str, object]:
+        """For programs."""
+        return {
+            "what": self.what,
+            "unit": self.unit,
+            "median": self.value,
+            "samples": self.samples,
+            "at_most": self.at_most,
+        }

@@ -14,10 +14,10 @@ import hiredis
 import pyperf
 
 from sfroute import AsyncRouter, CacheConfig, PowerOfTwoChoices
-from sfroute.cache import Epoch, Flight, LookupCache
-from sfroute.keys import check_link_names, link_key_parts, tag_and_slot
-from sfroute.placement import Candidate
-from sfroute.wire import encode
+from sfroute._contract.keys import check_link_names, link_key_parts, tag_and_slot
+from sfroute._lookups.cache import Epoch, Flight, LookupCache
+from sfroute._net.connection import encode
+from sfroute._pods.policies import Candidate
 
 NAMESPACE, SERVICE = "bench", "game"
 UIDS = [f"user-{number:015d}" for number in range(1000)]
@@ -36,7 +36,7 @@ def check_names(loops: int) -> float:
 
 
 def store_answers(loops: int) -> float:
-    """Look-ups that begin and end, in a cache that is full."""
+    """Lookups that begin and end, in a cache that is full."""
     cache = LookupCache(CacheConfig(max_entries=len(UIDS) // 2), time.monotonic)
     epoch = Epoch(60.0, inf)
     keys = [(NAMESPACE, uid, SERVICE) for uid in UIDS]
@@ -56,7 +56,7 @@ async def hit(router: AsyncRouter) -> None:
 def warm_router() -> AsyncRouter:
     """A router that was never opened, and knows all answers."""
     router = AsyncRouter.from_url("redis://127.0.0.1:1")
-    cache, epoch = router.engine.cache, Epoch(inf, inf)
+    cache, epoch = router._inside.engine.cache, Epoch(inf, inf)
     for uid in UIDS:
         flight = cache.open(Flight((NAMESPACE, uid, SERVICE), inf))
         cache.land(flight, 3, None, time.monotonic(), epoch, True)
@@ -64,7 +64,7 @@ def warm_router() -> AsyncRouter:
 
 
 def parse_answers(loops: int) -> float:
-    """GET and PTTL of a hundred look-ups, as they arrive together."""
+    """GET and PTTL of a hundred lookups, as they arrive together."""
     reader = hiredis.Reader(notEnoughData=None)
     began = time.perf_counter()
     for _ in range(loops):
@@ -83,7 +83,7 @@ def main() -> None:
     runner.bench_async_func("hit of an AsyncRouter", hit, router, inner_loops=len(UIDS))
     runner.bench_time_func("an answer stored, another evicted", store_answers, inner_loops=1000)
     runner.bench_func("key of an invalidation read", link_key_parts, LINK_KEY)
-    runner.bench_time_func("replies of a look-up parsed", parse_answers, inner_loops=100)
+    runner.bench_time_func("replies of a lookup parsed", parse_answers, inner_loops=100)
     runner.bench_func("a call of a script packed", encode, *EVALSHA)
     candidates = [Candidate(pod, 0.1 * pod) for pod in range(10)]
     runner.bench_func(

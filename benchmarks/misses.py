@@ -1,10 +1,10 @@
-"""Misses: look-ups that go to the store. Every one is of a uid that nobody has asked for; its link exists."""
+"""Misses: lookups that go to the store. Every one is of a uid that nobody has asked for; its link exists."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import ioredis
@@ -82,14 +82,17 @@ def _in_tasks(setting: Setting, *, quick: bool) -> list[Comparison]:
 
 
 def _gathered(
-    setting: Setting, call: Callable[..., object], concurrency: int, operations: int
+    setting: Setting,
+    call: Callable[[list[str]], Awaitable[object]],
+    concurrency: int,
+    operations: int,
 ) -> Callable[[], float]:
     async def measure() -> float:
         batches = max(1, operations // concurrency)
         uids = [setting.population.take(concurrency) for _ in range(batches)]
         began = time.perf_counter()
         for batch in uids:
-            await call(batch)  # type: ignore[misc]
+            await call(batch)
         return (time.perf_counter() - began) / (batches * concurrency)
 
     return lambda: setting.run(measure())

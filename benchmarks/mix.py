@@ -6,6 +6,9 @@ nobody tells them of a change.
 
 And the same where the load is not given but the number of callers: each has its next request as soon as it has an
 answer, so all are as fast as the contender lets them.
+
+Three figures are taken: how long the slowest hundredth takes, how much of a processor a request takes (of the process,
+its threads included; the servers are not in it), and how many requests a second come through in time.
 """
 
 from __future__ import annotations
@@ -14,8 +17,9 @@ import asyncio
 import random
 import time
 from bisect import bisect
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from itertools import accumulate
+from typing import Any
 
 import cachetools
 from contenders import NAMESPACE, SERVICE, AsyncPeer, RedisPy, Sfroute
@@ -27,8 +31,9 @@ __all__ = ["comparisons"]
 UIDS = 100_000
 EXPONENT = 1.1
 WRITES = 0.01
-# Requests a second: what leaves a core idle most of the time with any contender, and what keeps it busy.
-CALM, BUSY = 2000, 8000
+MIX = f"Zipf {EXPONENT}, {UIDS:,} uids, {WRITES:.0%} writes"
+# Requests a second that keep a core busy. At a rate that leaves it idle, a request takes a round trip with anybody.
+BUSY = 8000
 CALLERS, REQUESTS = 100, 30_000
 # redis-py raises where it would need more connections than it may have; a gateway has its callers wait instead.
 AT_ONCE = 64
@@ -37,8 +42,11 @@ WARM_UP = 0.25
 # A loop that waits for the next request by turning takes a whole core. A turn in which the machine gave it less than
 # this measures what else ran there, in a percentile above all: it is taken again, so many times at most.
 UNDISTURBED, TRIES = 0.95, 2
+# A request is in time within this. Rates are tried in steps of a tenth, and none below what anybody can do.
+IN_TIME = 0.005
+STEP, LEAST_RATE = 1.1, 1000.0
 
-Request = Callable[[str, bool], Awaitable[None]]
+Request = Callable[[str, bool], Coroutine[Any, Any, None]]
 
 
 class Traffic:
@@ -54,9 +62,10 @@ class Traffic:
         rank = bisect(self._weights, self._random.random() * self._weights[-1])
         return self._name(rank), self._random.random() < WRITES
 
-    def requests(self, rate: int, seconds: float) -> list[tuple[float, str, bool]]:
+    def requests(self, rate: float, seconds: float) -> list[tuple[float, str, bool]]:
         """When, whose, and whether it writes."""
-        found, at = [], 0.0
+        found: list[tuple[float, str, bool]] = []
+        at = 0.0
         while True:
             at += self._random.expovariate(rate)
             if at >= seconds:
@@ -64,10 +73,9 @@ class Traffic:
             found.append((at, *self.whose()))
 
 
-def comparisons(setting: Setting) -> list[Comparison]:
-    """The 99th percentile of a request's time, in a gateway with time to spare and in a busy one."""
+def comparisons(setting: Setting, *, quick: bool = False) -> list[Comparison]:
+    """Times, processor time and (not ``quick``: it takes many tries) the highest rate that comes through in time."""
     traffic = Traffic(setting.population.name, 7)
-    seconds = max(0.5, 4.0 * setting.scale)
     requests: dict[str, tuple[Request, bool]] = {
         "redis-py + TTLCache": (_by_hand(setting.opened(RedisPy())), False),
         "sfroute": (_routed(setting.opened(Sfroute(CONFIG))), False),
@@ -81,49 +89,101 @@ def comparisons(setting: Setting) -> list[Comparison]:
         for name in requests
     }
 
-    def tail(rate: int, request: Request, fast: bool) -> Callable[[], float]:
-        def work() -> float:
-            found = []
-            for _ in range(TRIES):
-                due = traffic.requests(rate, seconds)
-                share, times = setting.run(_drive(request, due, seconds * WARM_UP), fast=fast)
-                found.append((share, times[int(len(times) * 0.99)]))
-                if share >= UNDISTURBED:
-                    break
-            return max(found)[1]
-
-        return work
-
-    def crowd(request: Request, fast: bool) -> Callable[[], float]:
-        def work() -> float:
-            due = [traffic.whose() for _ in range(setting.size(REQUESTS))]
-            times = setting.run(_serve(request, due), fast=fast)
-            return times[int(len(times) * 0.99)]
-
-        return work
-
-    open_loop = [
-        Comparison(
-            f"gateway mix at {rate:,} requests/s, 99th percentile (Zipf {EXPONENT}, {UIDS:,} uids, 1 % writes)",
+    def compare(
+        work: str, measure: Callable[[_Gateway], float], target: Target | None = None
+    ) -> Comparison:
+        gateways = {
+            name: _Gateway(setting, traffic, request, fast)
+            for name, (request, fast) in requests.items()
+        }
+        contenders = {
+            name: lambda gateway=gateway: measure(gateway) for name, gateway in gateways.items()
+        }
+        return Comparison(
+            f"gateway mix {work} ({MIX})",
             "redis-py + TTLCache",
-            {name: tail(rate, request, fast) for name, (request, fast) in requests.items()},
+            contenders,
             does=does,
-            target=Target("sfroute", 0.5, of_time=True),
+            target=target,
             unit="us",
             group="gateway",
         )
-        for rate in (CALM, BUSY)
+
+    made = [
+        compare(
+            f"at {BUSY:,} requests/s, 99th percentile",
+            lambda gateway: gateway.tail(BUSY),
+            Target("sfroute", 0.5, of_time=True),
+        ),
+        compare(
+            f"with {CALLERS} callers, 99th percentile",
+            lambda gateway: gateway.crowd()[0],
+            Target("sfroute", 0.5, of_time=True),
+        ),
+        compare(
+            f"at {BUSY:,} requests/s, CPU of a request",
+            _Gateway.processor_time_at_rate,
+            Target("sfroute", 0.55, of_time=True),
+        ),
+        compare(
+            f"with {CALLERS} callers, CPU of a request",
+            lambda gateway: gateway.crowd()[1],
+            Target("sfroute", 0.2, of_time=True),
+        ),
     ]
-    closed_loop = Comparison(
-        f"gateway mix, {CALLERS} callers, 99th percentile (Zipf {EXPONENT}, {UIDS:,} uids, 1 % writes)",
-        "redis-py + TTLCache",
-        {name: crowd(request, fast) for name, (request, fast) in requests.items()},
-        does=does,
-        target=Target("sfroute", 0.5, of_time=True),
-        unit="us",
-        group="gateway",
-    )
-    return [*open_loop, closed_loop]
+    if not quick:
+        work = (
+            f"at the highest rate of which 99 % take less than {IN_TIME * 1000:g} ms, time for each"
+        )
+        made.append(compare(work, _Gateway.least_time_between))
+    return made
+
+
+class _Gateway:
+    """One contender under the traffic."""
+
+    def __init__(self, setting: Setting, traffic: Traffic, request: Request, fast: bool) -> None:
+        self._setting = setting
+        self._traffic = traffic
+        self._request = request
+        self._fast = fast
+        self._seconds = max(0.5, 4.0 * setting.scale)
+        self._rate = float(BUSY)
+
+    def tail(self, rate: float) -> float:
+        """The 99th percentile of a request's time, at so many a second."""
+        found: list[tuple[float, float]] = []
+        for _ in range(TRIES):
+            due = self._traffic.requests(rate, self._seconds)
+            driven = _drive(self._request, due, self._seconds * WARM_UP)
+            share, times = self._setting.run(driven, fast=self._fast)
+            found.append((share, times[int(len(times) * 0.99)]))
+            if share >= UNDISTURBED:
+                break
+        return max(found)[1]
+
+    def crowd(self) -> tuple[float, float]:
+        """With all callers: the 99th percentile of a request's time, and the processor time of one."""
+        due = [self._traffic.whose() for _ in range(self._setting.size(REQUESTS))]
+        times, processor = self._setting.run(_serve(self._request, due), fast=self._fast)
+        return times[int(len(times) * 0.99)], processor
+
+    def processor_time_at_rate(self) -> float:
+        """The processor time of a request, where the process sleeps whenever nothing is due."""
+        due = self._traffic.requests(BUSY, self._seconds)
+        driven = _drive_asleep(self._request, due, self._seconds * WARM_UP)
+        return self._setting.run(driven, fast=self._fast)
+
+    def least_time_between(self) -> float:
+        """Seconds between requests at the highest rate that comes through in time, found from the last one found."""
+        if self.tail(self._rate) < IN_TIME:
+            while self.tail(self._rate * STEP) < IN_TIME:
+                self._rate *= STEP
+        else:
+            self._rate /= STEP
+            while self._rate > LEAST_RATE and self.tail(self._rate) >= IN_TIME:
+                self._rate /= STEP
+        return 1 / self._rate
 
 
 async def _drive(
@@ -151,16 +211,37 @@ async def _drive(
     return (time.thread_time() - had) / (clock() - began), sorted(took)
 
 
-async def _serve(request: Request, due: list[tuple[str, bool]]) -> list[float]:
-    """All requests by so many callers. How long each took after the first ``WARM_UP`` of them, sorted."""
+async def _drive_asleep(
+    request: Request, due: list[tuple[float, str, bool]], warm_up: float
+) -> float:
+    """Every request at its time, within the millisecond of a timer. The processor time of one due after ``warm_up``."""
+    began, used, counted = time.perf_counter(), 0.0, 0
+    async with asyncio.TaskGroup() as group:
+        for number, (at, uid, write) in enumerate(due):
+            early = at - (time.perf_counter() - began)
+            if early > 0:
+                await asyncio.sleep(early)
+            if not counted and at >= warm_up:
+                used, counted = time.process_time(), len(due) - number
+            group.create_task(request(uid, write))
+    return (time.process_time() - used) / counted
+
+
+async def _serve(request: Request, due: list[tuple[str, bool]]) -> tuple[list[float], float]:
+    """All requests by so many callers. Of those after the first ``WARM_UP``: how long each took, sorted, and the
+    processor time of one."""
     took: list[float] = []
     clock = time.perf_counter
     waiting = iter(enumerate(due))
     first = int(len(due) * WARM_UP)
+    used = 0.0
 
     async def caller() -> None:
+        nonlocal used
         for number, (uid, write) in waiting:
             began = clock()
+            if number == first:
+                used = time.process_time()
             await request(uid, write)
             if number >= first:
                 took.append(clock() - began)
@@ -169,7 +250,7 @@ async def _serve(request: Request, due: list[tuple[str, bool]]) -> list[float]:
 
     await asyncio.sleep(0.05)
     await asyncio.gather(*(caller() for _ in range(CALLERS)))
-    return sorted(took)
+    return sorted(took), (time.process_time() - used) / (len(due) - first)
 
 
 def _by_hand(peer: AsyncPeer) -> Request:

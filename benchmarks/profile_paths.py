@@ -32,9 +32,9 @@ from harness import machine
 from report import markdown
 
 import sfroute
-from sfroute.cache import Epoch, Flight
+from sfroute._lookups.cache import Epoch, Flight
+from sfroute._net.connection import READ_BYTES
 from sfroute.embedded import LocalCluster
-from sfroute.wire import READ_BYTES
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "explanation" / "performance.md"
 BEGIN = "<!-- Written by benchmarks/profile_paths.py --document -->"
@@ -48,7 +48,7 @@ Work = Callable[[], Coroutine[Any, Any, None]]
 async def paths(router: sfroute.AsyncRouter) -> dict[str, Work]:
     """Name -> a thousand operations."""
     numbers = itertools.count()
-    parts = router.engine.parts
+    parts = router._inside.engine.parts
     assert parts is not None
 
     def fresh_uid() -> str:
@@ -76,8 +76,8 @@ async def paths(router: sfroute.AsyncRouter) -> dict[str, Work]:
         await in_tens(lambda uid: router.set_linked_pod(NAMESPACE, uid, SERVICE, 3))
 
     async def invalidation() -> None:
-        lane = next(iter(parts.lookups._lanes.values()))
-        fill(router.engine.cache, lane, 10**6, TOGETHER)
+        lane = next(iter(parts.dispatch.lanes))
+        fill(router._inside.engine.cache, lane, 10**6, TOGETHER)
         connection = lane.channel.connection
         assert connection is not None
         keys = [key_of(uid_of(10**6 + number)).encode() for number in range(TOGETHER)]
@@ -123,7 +123,7 @@ async def profiled(url: str) -> list[tuple[str, ...]]:
     """A row for each path."""
     # What is hit must not end meanwhile.
     config = sfroute.RouterConfig(cache=sfroute.CacheConfig(max_entries=20_000, max_age=600))
-    rows = []
+    rows: list[tuple[str, ...]] = []
     async with sfroute.AsyncRouter.from_url(url, config=config) as router:
         for name, work in (await paths(router)).items():
             await work()
@@ -150,7 +150,7 @@ def offline(path: str, operations: int) -> None:
     """A path that needs no server, so many times; for callgrind."""
     config = sfroute.RouterConfig(cache=sfroute.CacheConfig(max_entries=100_000))
     router = sfroute.AsyncRouter.from_url("redis+cluster://127.0.0.1:1", config=config)
-    cache, epoch = router.engine.cache, Epoch(3600.0, 1e12)
+    cache, epoch = router._inside.engine.cache, Epoch(3600.0, 1e12)
     now = time.monotonic()
     keys = [(NAMESPACE, uid_of(number), SERVICE) for number in range(1000)]
 

@@ -11,8 +11,7 @@ from math import log10
 from pathlib import Path
 
 import ioredis
-from costs import Cost
-from harness import Comparison, machine
+from harness import Comparison, Cost, machine
 
 __all__ = ["Report", "Run"]
 
@@ -39,6 +38,18 @@ CHAPTERS = {
     "writes": "Writes",
     "gateway": "A gateway's requests",
 }
+OPENING = {
+    "sync hit, no SDK": "a known user, on threads",
+    "async hit, no SDK": "a known user, on asyncio",
+    "async miss, 1 at a time": "a user that is not known yet, one at a time",
+    "async miss, 100 at a time": "the same, 100 at a time",
+    "sync miss, 16 threads": "the same, on 16 threads",
+    "async batch of 1,000 cold uids, per uid": "1,000 unknown users in one call, for each",
+    "set_linked_pod, 100 at a time": "a write, 100 at a time",
+    "gateway mix with 100 callers, 99th percentile": "the slowest hundredth of a gateway's requests, 100 callers",
+    "gateway mix at 8,000 requests/s, CPU": "processor time of a gateway's request, 8,000 a second",
+}
+"""What a reader wants to know first: how a work is called, or begins -> in the reader's words."""
 PLOTTED = (
     "sync hit, no SDK",
     "async miss, 1 at a time",
@@ -47,6 +58,12 @@ PLOTTED = (
     "async batch of 1,000 cold uids, per uid",
     "set_linked_pod, 100 at a time",
 )
+
+
+def this_machine() -> str:
+    """What runs it here."""
+    node = ioredis.version()
+    return machine(*PACKAGES) + (f", ioredis {node}" if node else "")
 
 
 @dataclass
@@ -67,6 +84,7 @@ class Report:
         seconds: how long it took.
         rounds: turns of each contender.
         command: what repeats it.
+        machine: what ran it.
     """
 
     runs: list[Run]
@@ -74,11 +92,23 @@ class Report:
     seconds: float
     rounds: int
     command: str
+    machine: str = field(default_factory=this_machine)
 
-    def machine(self) -> str:
-        """What ran it."""
-        node = ioredis.version()
-        return machine(*PACKAGES) + (f", ioredis {node}" if node else "")
+    @classmethod
+    def kept(cls) -> Report:
+        """The run that docs/benchmarks.json holds."""
+        found = json.loads(DATA.read_text())
+        return cls(
+            [
+                Run(run["server"], [Comparison.from_json(each) for each in run["comparisons"]])
+                for run in found["runs"]
+            ],
+            [Cost.from_json(each) for each in found["costs"]],
+            found["seconds"],
+            found["rounds"],
+            found["command"],
+            found["machine"],
+        )
 
     def targets_text(self) -> str:
         """Every figure that has a mark to reach, for a terminal."""
@@ -106,6 +136,33 @@ class Report:
                     run.server,
                 )
 
+    def _opening(self) -> Iterator[tuple[str, ...]]:
+        for work, words in OPENING.items():
+            for comparison in self.runs[0].comparisons:
+                target = comparison.target
+                if target is not None and comparison.work.startswith(work):
+                    middle, worst, best = target.measured(comparison)
+                    of = "its time" if target.of_time else "its throughput"
+                    yield (
+                        words,
+                        f"{comparison.seconds(target.contender) * 1e6:.2f} us",
+                        f"{comparison.baseline}: {comparison.seconds(comparison.baseline) * 1e6:.2f} us",
+                        f"{middle:.2f}x ({worst:.2f} to {best:.2f}) {of}",
+                    )
+
+    def _missed(self) -> str:
+        marks = [
+            comparison.target.met(comparison)
+            for run in self.runs
+            for comparison in run.comparisons
+            if comparison.target is not None
+        ] + [cost.value <= cost.at_most for cost in self.costs if cost.at_most is not None]
+        missed = marks.count(False)
+        return (
+            f"The design sets {len(marks)} marks; {missed or 'none'} of them "
+            f"{'was' if missed == 1 else 'were'} missed in this run: [the marks](#the-marks)."
+        )
+
     def write(self) -> None:
         """The three files."""
         DATA.write_text(json.dumps(self._json(), indent=1) + "\n")
@@ -116,7 +173,8 @@ class Report:
     def _json(self) -> dict[str, object]:
         return {
             "command": self.command,
-            "machine": self.machine(),
+            "machine": self.machine,
+            "seconds": self.seconds,
             "rounds": self.rounds,
             "runs": [
                 {"server": run.server, "comparisons": [each.as_json() for each in run.comparisons]}
@@ -131,41 +189,38 @@ class Report:
         yield ""
         yield "<!-- Written by `make bench`; do not edit. -->"
         yield ""
-        yield f"Written by `{self.command}`, which runs everything below again and rewrites this page."
-        yield ""
-        yield f"- Machine: {self.machine()}"
-        yield f"- Servers: {servers}, each three primaries on the same machine, over loopback"
         yield (
-            f"- {self.rounds} rounds; in each every contender has one turn, in an order that rotates. Ratios are taken "
-            "within a round; given are the median and, in brackets, the extremes of all rounds"
-        )
-        yield f"- The run took {self.seconds / 60:.0f} minutes; all samples are in [benchmarks.json](benchmarks.json)"
-        yield ""
-        yield (
-            "The servers share the machine's cores with the clients, and a round trip over loopback is shorter than "
-            "one in a data centre. That favours clients that spend no time of their own, and hides what batching "
-            "saves on a network."
+            "What a gateway waits for, beside what it would use otherwise. Medians; in brackets the worst and the best "
+            "round."
         )
         yield ""
-        yield "## The marks"
+        yield from markdown(("what is asked", "sfroute", "beside", "ratio"), self._opening())
         yield ""
-        yield "What the design asks of sfroute, in one run, medians."
-        yield ""
-        header = (
-            "work",
-            "against",
-            "asked",
-            "measured (worst to best round)",
-            "reached",
-            "server",
-        )
-        yield from markdown(header, self._targets())
+        yield self._missed()
         yield ""
         yield "![Time per operation of each contender](images/benchmarks.svg)"
         yield ""
         yield (
             "Bars are medians, lines reach from the fastest to the slowest round, on a logarithmic scale: "
             f"{self.runs[0].server}."
+        )
+        yield ""
+        yield "## How it was measured"
+        yield ""
+        yield f"Written by `{self.command}`, which runs everything below again and rewrites this page."
+        yield ""
+        yield f"- Machine: {self.machine}"
+        yield f"- Servers: {servers}, each three primaries on the same machine, over loopback"
+        yield (
+            f"- {self.rounds} rounds; in each round every contender has one turn, in an order that rotates. Ratios are "
+            "taken within a round; the tables show the median and, in brackets, the extremes of all rounds"
+        )
+        yield f"- The run took {self.seconds / 60:.0f} minutes; all samples are in [benchmarks.json](benchmarks.json)"
+        yield ""
+        yield (
+            "The servers share the machine's cores with the clients, and a round trip over loopback is shorter than "
+            "one in a data centre. That favours clients that use little CPU, and hides what batching saves on "
+            "a network."
         )
         yield ""
         if self.costs:
@@ -182,14 +237,28 @@ class Report:
                 yield ""
                 for comparison in found:
                     yield from _comparison(comparison)
+        yield "## The marks"
+        yield ""
+        yield "What the design requires of sfroute; medians of one run."
+        yield ""
+        header = (
+            "work",
+            "against",
+            "asked",
+            "measured (worst to best round)",
+            "reached",
+            "server",
+        )
+        yield from markdown(header, self._targets())
+        yield ""
         yield "## What is compared with what"
         yield ""
         yield (
-            "A look-up of sfroute asks for the link and for its remaining time (GET and PTTL), has the server track "
-            "the key, checks the names, and stores the answer; that of every other client here is one GET. A write of "
-            "sfroute leaves an operation record beside the link, so that it can be repeated without harm; the others "
-            "run the same script without. Gathered GETs (pipelines, batches) need a caller who has all uids at hand; "
-            "single look-ups of sfroute come from as many independent callers as are named."
+            "A lookup of sfroute asks for the link and for its remaining time (GET and PTTL), has the server track "
+            "the key, checks the names, and stores the answer. A lookup of every other client here is one GET. A "
+            "write of sfroute leaves an operation record beside the link, so that it can be repeated without harm. The "
+            "others run the same script without one. Gathered GETs (pipelines, batches) need a caller who has all "
+            "uids at hand. Single lookups come from as many independent callers as the row says."
         )
 
 

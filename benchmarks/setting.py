@@ -31,7 +31,7 @@ class Population:
         self._numbers = itertools.count()
         self._count = count
         for start in range(0, count, 5000):
-            pipe = client.pipeline()
+            pipe: Any = client.pipeline()  # type: ignore[no-untyped-call]
             for number in range(start, min(start + 5000, count)):
                 pipe.set(key_of(self.name(number)), number % 7)
             pipe.execute()

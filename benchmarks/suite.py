@@ -21,30 +21,31 @@ import costs
 import hits
 import misses
 import mix
+import ownership
 import report
-import telemetry
+import tracing
 import writes
 from harness import Comparison, table
 from setting import Setting
 
 
-def tracing(setting: Setting) -> list[Comparison]:
+def traced_hits(setting: Setting) -> list[Comparison]:
     """Hits with and without an SDK."""
     stack = ExitStack()
     setting.keep(stack.close)
-    in_threads, in_tasks, _ = telemetry.hits(setting.cluster.url, setting.loop, stack)
-    return telemetry.hits_in_bursts(in_threads, in_tasks)
+    in_threads, in_tasks, _ = tracing.hits(setting.cluster.url, setting.loop, stack)
+    return tracing.hits_in_bursts(in_threads, in_tasks)
 
 
 def parts(*, quick: bool) -> list[Callable[[Setting], list[Comparison]]]:
     """The chapters. Each gets a setting of its own: a peer's idle threads and timers stay out of the others' way."""
     return [
         hits.comparisons,
-        tracing,
+        traced_hits,
         lambda setting: misses.comparisons(setting, quick=quick),
         batches.comparisons,
         writes.comparisons,
-        mix.comparisons,
+        lambda setting: mix.comparisons(setting, quick=quick),
     ]
 
 
@@ -77,13 +78,23 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only what has these words in its name")
     parser.add_argument("--servers", choices=("all", "embedded"), default="all")
     parser.add_argument("--no-document", action="store_true", help="write no files")
+    parser.add_argument(
+        "--rewrite",
+        action="store_true",
+        help="measure nothing: write the page anew from its samples",
+    )
     options = parser.parse_args()
+    if options.rewrite:
+        report.Report.kept().write()
+        return
     options.rounds = options.rounds or (3 if options.quick else 9)
     options.scale = options.scale or (0.1 if options.quick else 1.0)
     began = time.monotonic()
     chosen = [None] if options.quick or options.servers == "embedded" else servers()
     runs = [compare(binary, options, began) for binary in chosen]
     measured = [] if options.only else costs.measure(quick=options.quick)
+    if not options.only:
+        measured += ownership.measure(quick=options.quick)
     arguments = " ".join(sys.argv[1:])
     command = f'make bench ARGS="{arguments}"' if arguments else "make bench"
     found = report.Report(runs, measured, time.monotonic() - began, options.rounds, command)

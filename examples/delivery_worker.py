@@ -2,8 +2,8 @@
 
     python examples/delivery_worker.py URL < messages.txt
 
-Each line is a uid, a space and a text. Lines are taken as they come, up to a hundred at a time: the links of all their
-users are read in one round trip to each node of the cluster, those that are cached in none.
+Each line is a uid, a space and a text. The worker takes up to a hundred lines at a time, and reads the links of all
+their users in one round trip to each node of the cluster. Cached links need none.
 """
 
 from __future__ import annotations

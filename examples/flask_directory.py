@@ -1,11 +1,11 @@
-"""A directory on threads: Flask answers where a user's pod is, and the client goes there itself.
+"""A directory on threads: Flask says where a user's pod is, and the client goes there itself.
 
     SFROUTE_URL=redis+cluster://10.0.0.1:6379 python examples/flask_directory.py [PORT]
 
     $ curl -H 'X-User-Id: ada' http://127.0.0.1:8000/where
     {"pod":2,"address":"chat-2.chat:8080"}
 
-One `Router` serves all threads of a process: known users are answered in the thread of the request.
+One `Router` serves all threads of a process. For known users the answer comes in the thread of the request.
 """
 
 from __future__ import annotations

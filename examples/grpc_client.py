@@ -2,8 +2,8 @@
 
     python examples/grpc_client.py
 
-gRPC's own load balancing knows addresses, not users. Here two servers count for their users, one is stopped, and its
-user is served by the other: the call that was refused is repeated there.
+gRPC's own load balancing knows addresses, not users. Here two servers count for their users. One is stopped: the call
+that it refuses is repeated on the other, which then serves the user.
 """
 
 from __future__ import annotations

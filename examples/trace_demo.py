@@ -1,9 +1,10 @@
-"""A gateway whose requests can be seen: traces by OTLP, and two of them as a tree in the terminal.
+"""A gateway with traces: it exports them by OTLP, and shows two of them as trees in the terminal.
 
     python examples/trace_demo.py
 
-It starts a cluster, two pods' states and a gateway on asyncio, sends some users' requests through it and shows what was
-received. With OTEL_EXPORTER_OTLP_ENDPOINT set, traces go to that back end instead of a receiver of its own.
+It starts a cluster and a gateway on asyncio, reports two pods, sends some users' requests through the gateway, and
+shows the traces that were received. With OTEL_EXPORTER_OTLP_ENDPOINT set, traces go to that back end instead of a
+receiver of its own.
 """
 
 from __future__ import annotations
@@ -164,7 +165,7 @@ def main() -> None:
     show(spans, hits[0])
     served = max(spans, key=lambda s: len(s.links))
     print(
-        f"\n{len(served.links)} look-ups that came together left in one {served.name!r}, "
+        f"\n{len(served.links)} lookups that came together left in one {served.name!r}, "
         "which links to the calls it served"
     )
 

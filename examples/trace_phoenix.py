@@ -1,7 +1,7 @@
-"""The trace demo in a web page: opens a request's tree in arize-phoenix, and can take a picture of it.
+"""The trace demos in a web page: opens a request's trace in arize-phoenix, and can take a picture of it.
 
     python -m venv phoenix-venv && phoenix-venv/bin/pip install arize-phoenix   # about 850 MB
-    python examples/trace_phoenix.py phoenix-venv/bin/phoenix [--picture trace.png]
+    python examples/trace_phoenix.py phoenix-venv/bin/phoenix [--load] [--picture trace.png]
 
 Everything stays on this machine. A picture needs ``chromium`` on PATH; without ``--picture`` Phoenix runs until Ctrl-C.
 """
@@ -24,9 +24,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-DEMO = Path(__file__).parent / "trace_demo.py"
+DEMOS = Path(__file__).parent
 START_SECONDS = 120.0
-SELECTED = "EVALSHA statefulComputeLinkIfAbsent"
+PLACED, TOGETHER = "EVALSHA statefulComputeLinkIfAbsent", "PIPELINE GET"
+"""What is selected: the placement of a user, or lookups of many requests that left together."""
 
 
 def free_port() -> int:
@@ -48,7 +49,7 @@ def wait_for(url: str, wanted: str) -> dict[str, Any]:
     """The first span of a name; Phoenix starts slowly, and stores what it gets a little later."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        found = ask(f"{url}/v1/projects/default/spans?limit=500")
+        found = ask(f"{url}/v1/projects/default/spans?limit=1000")
         spans = [span for span in (found or {}).get("data", ()) if span["name"] == wanted]
         if spans:
             first: dict[str, Any] = min(spans, key=lambda span: span["start_time"])
@@ -58,9 +59,8 @@ def wait_for(url: str, wanted: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def phoenix(program: str, folder: str) -> Iterator[str]:
+def phoenix(program: str, folder: str, port: int) -> Iterator[str]:
     """A Phoenix of our own: its address."""
-    port = free_port()
     variables = {
         "PHOENIX_WORKING_DIR": folder,
         "PHOENIX_HOST": "127.0.0.1",
@@ -115,14 +115,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("phoenix", help="the program, such as phoenix-venv/bin/phoenix")
     parser.add_argument("--picture", type=Path, help="write a PNG of the trace and end")
+    parser.add_argument("--load", action="store_true", help="trace_load.py, not trace_demo.py")
+    parser.add_argument(
+        "--through", help="a collector's endpoint, which sends on to Phoenix", metavar="URL"
+    )
+    parser.add_argument("--port", type=int, help="Phoenix's port, for a collector to send to")
     options = parser.parse_args()
     with (
         tempfile.TemporaryDirectory(prefix="sfroute-phoenix-") as folder,
-        phoenix(options.phoenix, folder) as url,
+        phoenix(options.phoenix, folder, options.port or free_port()) as url,
     ):
-        variables = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": url}
-        subprocess.run([sys.executable, str(DEMO)], env=variables, check=True)
-        span = wait_for(url, SELECTED)
+        variables = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": options.through or url}
+        demo = DEMOS / ("trace_load.py" if options.load else "trace_demo.py")
+        subprocess.run([sys.executable, str(demo)], env=variables, check=True)
+        span = wait_for(url, TOGETHER if options.load else PLACED)
         trace = span["context"]["trace_id"]
         project = ask(f"{url}/v1/projects/default")["data"]["id"]
         page = f"{url}/projects/{project}/traces/{trace}?selectedSpanNodeId={span['id']}"

@@ -1,6 +1,6 @@
 -- statefulGetLinkIfPersist
 --
--- Reads a uid's link if it is persistent. One script, because between a GET and a TTL the link could change.
+-- Reads a uid's link if it is persistent. It is a script because the link could change between a GET and a TTL.
 --
 -- Access: read
 -- KEYS[1] link: string, sf:{<namespace>:lk:<uid>}<service>
@@ -10,7 +10,7 @@
 
 local link = KEYS[1]
 
--- A pod id is an int64 to the programs that share the store. Digits of one length compare like their numbers.
+-- Programs that share the store read a pod id as an int64. Decimals of equal length compare like numbers.
 local function is_pod(text)
   return string.find(text, '^%d+$') and (#text < 19 or #text == 19 and text <= '9223372036854775807')
 end

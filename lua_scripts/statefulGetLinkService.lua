@@ -1,10 +1,10 @@
 -- statefulGetLinkService
 --
--- Reads all persistent links of a uid. Programs that can send commands of their own may as well send HGETALL.
+-- Reads all persistent links of a uid. A plain HGETALL does the same.
 --
 -- Access: read
 -- KEYS[1] hash: hash, sf:{<namespace>:lk:<uid>}
--- Reply {service, pod, ...}: every persistent link, as two elements each; empty if there is none
+-- Reply {service, pod, ...}: two elements for each persistent link; empty if there is none
 -- Error WRONGTYPE: the key is not a hash
 
 return redis.pcall('HGETALL', KEYS[1])

@@ -2,15 +2,16 @@
 --
 -- Reads the state of one pod, and how long ago the pod wrote it.
 --
--- The age is counted here, on the server, so that the clocks of pods and gateways do not matter. The stamp is the
--- field "at" (milliseconds) of a JSON object, or part of one of the older forms <load>-<milliseconds>-<1 or 0>,
--- <load>-<milliseconds> and <load>|READY|<seconds>. A stamp in the future counts as age 0.
+-- The server computes the age, so the clocks of pods and gateways do not matter. The stamp is the field "at"
+-- (milliseconds) of a JSON object, or part of one of the older forms <load>-<milliseconds>-<1 or 0>,
+-- <load>-<milliseconds> and <load>|READY|<seconds>. A stamp in the future gives age 0. The last gap that
+-- statefulSetState has marked, in which no pod of the service could store a heartbeat, does not count.
 --
 -- Access: read
 -- KEYS[1] state: hash, sf:{<namespace>:state:<service>}
 -- ARGV[1] pod: the pod's id, a field of the hash
 -- Reply {server_ms, state, age_ms}: the server's clock in milliseconds since 1970, a string; the state as stored, or
---   nil; the state's age in milliseconds, '-1' if it carries no stamp, a string
+--   nil; the state's age in milliseconds, '-1' without a stamp, a string
 -- Error SFARG: an argument broke its rule
 -- Error WRONGTYPE: the key is not a hash
 
@@ -24,7 +25,10 @@ if type(state) == 'table' then return state end
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 
--- When the pod wrote the state, in milliseconds since 1970, or nil if the state does not say.
+local gap_from, gap_to = string.match(redis.call('HGET', KEYS[1], '~gap') or '', '^%d+ (%d+) (%d+)$')
+gap_from, gap_to = tonumber(gap_from or 0), tonumber(gap_to or 0)
+
+-- When the pod wrote the state, in milliseconds since 1970; nil without a stamp.
 local function stamp_of(state)
   if string.find(state, '^%s*{') then
     local ok, object = pcall(cjson.decode, state)
@@ -39,9 +43,10 @@ end
 
 local function age_of(state)
   local stamp = stamp_of(state)
-  -- Not a clock's value: NaN, or too far off to be exact in milliseconds.
+  -- Reject NaN, and values too large to be exact in milliseconds: no clock shows them.
   if not stamp or not (math.abs(stamp) < 9007199254740992) then return '-1' end
-  return string.format('%.0f', math.max(now_ms - stamp, 0))
+  local in_gap = math.max(gap_to - math.max(stamp, gap_from), 0)
+  return string.format('%.0f', math.max(now_ms - stamp - in_gap, 0))
 end
 
 return {string.format('%.0f', now_ms), state, state and age_of(state) or '-1'}

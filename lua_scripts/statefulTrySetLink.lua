@@ -1,18 +1,21 @@
 -- statefulTrySetLink
 --
--- Links a uid to a pod unless a different pod holds a persistent link: the owner may renew or change its own link,
--- anybody may take over a temporary one.
+-- Links a uid to a pod unless a different pod holds a persistent link. The owner may renew or change its own link, and
+-- any pod may take over a temporary one.
+--
+-- What the hash says is put right where it differs from the link. If the hash has a link that is not there, its key was
+-- evicted, and it is restored.
 --
 -- Access: write
 -- KEYS[1] link: string, sf:{<namespace>:lk:<uid>}<service>
 -- KEYS[2] hash: hash, sf:{<namespace>:lk:<uid>}
--- KEYS[3] op (optional): string, sf:op:{<namespace>:lk:<uid>}:<token>; the reply is kept there, so that the
+-- KEYS[3] op (optional): string, sf:op:{<namespace>:lk:<uid>}:<token>; keeps the reply, so that the
 --   same call sent again returns it and changes nothing
 -- ARGV[1] service: the service's name, a field of the hash
 -- ARGV[2] pod: a pod id, decimal without leading zeros (0 is a pod like any other)
 -- ARGV[3] persist_seconds: -1 for a persistent link, or the seconds (from 1) of a temporary one
--- ARGV[4] op_ms (with KEYS[3]): how long the reply is kept, a whole number of milliseconds
--- Reply {owner}: refused; a different pod's persistent link stays, and owner is that pod
+-- ARGV[4] op_ms (with KEYS[3]): how long the reply is kept, a whole number of milliseconds; 0 keeps none
+-- Reply {owner}: refused, nothing was changed; owner is the different pod that holds the persistent link
 -- Reply {pod, previous}: linked; previous is the pod that was linked before, or '-1'
 -- Error SFARG: an argument broke its rule; nothing was changed
 -- Error SFCORRUPT: the link holds something that is not a pod id; nothing was changed
@@ -23,7 +26,7 @@ if not service then
   return redis.error_reply('SFARG service, the first argument, is missing.')
 end
 
--- A pod id is an int64 to the programs that share the store. Digits of one length compare like their numbers.
+-- Programs that share the store read a pod id as an int64. Decimals of equal length compare like numbers.
 local function is_pod(text)
   return string.find(text, '^%d+$') and (#text < 19 or #text == 19 and text <= '9223372036854775807')
 end
@@ -40,16 +43,17 @@ then
   return redis.error_reply('SFARG persist_seconds must be -1 or a whole number from 1 to 9007199254740.')
 end
 
--- A retry of a call that was already done returns what the first one returned.
+-- A retry of a call that was done returns the first reply.
 local op, op_ms = KEYS[3], ARGV[4] or ''
+if op_ms == '0' then op = nil end
 if op then
   if not (string.find(op_ms, '^[1-9]%d*$') and #op_ms <= 15) then
-    return redis.error_reply('SFARG op_ms must be a whole number of milliseconds from 1, with at most 15 digits.')
+    return redis.error_reply('SFARG op_ms must be a whole number of milliseconds, with at most 15 digits.')
   end
   local done = redis.pcall('GET', op)
   if type(done) == 'table' then return done end
   if done then
-    -- A write, so that a WAIT after this call waits for the replicas to have what the first call did.
+    -- This write lets a WAIT after this call wait until the replicas have what the first call wrote.
     redis.call('PEXPIRE', op, op_ms)
     return cjson.decode(done)
   end
@@ -60,22 +64,36 @@ local function finish(reply)
   return reply
 end
 
--- Everything is read and checked before the first write: an error leaves nothing half done.
+-- Everything is read and checked before the first write, so an error leaves nothing half done.
 local previous = redis.pcall('GET', link)
 if type(previous) == 'table' then return previous end
 if previous and not is_pod(previous) then
   return redis.error_reply('SFCORRUPT The link holds something that is not a pod id; repair or delete its key.')
 end
-local listed = redis.pcall('HEXISTS', hash, service)
-if type(listed) == 'table' then
+local is_listed = redis.pcall('HEXISTS', hash, service)
+if type(is_listed) == 'table' then
   return redis.error_reply("WRONGTYPE KEYS[2], the uid's hash, is not a hash; repair or delete its key.")
+end
+-- The two keys of a link can be evicted one by one, or written by other means. What the hash says, nil if nothing.
+local listed
+if is_listed == 1 then
+  local services = redis.call('HGETALL', hash)
+  for i = 1, #services, 2 do
+    if services[i] == service then listed = services[i + 1] end
+  end
+end
+if not previous and listed and is_pod(listed) then
+  -- The link was persistent, and its string was evicted.
+  redis.call('SET', link, listed)
+  previous = listed
 end
 
 if previous and previous ~= pod and redis.call('PTTL', link) == -1 then
+  if listed ~= previous then redis.call('HSET', hash, service, previous) end
   return finish({previous})
 end
 
--- One SET per link, never DEL and EXPIRE: the link is never seen without its value or its expiry.
+-- One SET per link, never DEL and EXPIRE, so that no reader sees the link without its value or its expiry.
 if persistent then
   redis.call('SET', link, pod)
   redis.call('HSET', hash, service, pod)

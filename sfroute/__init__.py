@@ -1,20 +1,10 @@
 """sfroute: which pod of a stateful service owns a user."""
 
-from ._version import __version__
-from .config import CacheConfig, PlacementConfig, RetryConfig, RouterConfig, TelemetryConfig
-from .errors import (
-    ConfigError,
-    CorruptReply,
-    InvalidArgument,
-    NoRoutablePod,
-    OutcomeUnknown,
-    RouterClosed,
-    ScriptFailed,
-    SfrouteError,
-    StoreError,
-    StoreUnavailable,
-)
-from .placement import (
+from ._fronts.agent import AsyncPodAgent, AsyncSession
+from ._fronts.router import AsyncRouter
+from ._fronts.sync import Router
+from ._fronts.sync_agent import PodAgent, Session
+from ._pods.policies import (
     Candidate,
     LeastLoaded,
     Policy,
@@ -23,10 +13,24 @@ from .placement import (
     RoundRobin,
     WeightedByCapacity,
 )
-from .pods import AsyncPodAgent, PodAgent
-from .router import AsyncRouter
-from .sync import Router
+from ._pods.preferences import NewestVersion, Prefer, Require, SoftAffinity
+from ._version import __version__
+from .config import CacheConfig, PlacementConfig, RetryConfig, RouterConfig, TelemetryConfig
+from .errors import (
+    ConfigError,
+    CorruptReply,
+    InvalidArgument,
+    NoRoom,
+    NoRoutablePod,
+    OutcomeUnknown,
+    RouterClosed,
+    ScriptFailed,
+    SfrouteError,
+    StoreError,
+    StoreUnavailable,
+)
 from .types import (
+    AUTO,
     DRAINING,
     FAILED,
     PENDING,
@@ -35,16 +39,28 @@ from .types import (
     STOPPED,
     UNKNOWN,
     CacheStats,
+    Claim,
     EvacuationProgress,
+    Handover,
+    Isolated,
     LaneStats,
     Link,
+    ListedLink,
+    Lost,
+    PlannedMoves,
     Pod,
     PodChange,
+    PodEvent,
+    PruneProgress,
+    RebalanceProgress,
+    Rejoined,
     RouterStats,
+    Superseded,
     TrySetResult,
 )
 
 __all__ = [
+    "AUTO",
     "DRAINING",
     "FAILED",
     "PENDING",
@@ -54,25 +70,40 @@ __all__ = [
     "UNKNOWN",
     "AsyncPodAgent",
     "AsyncRouter",
+    "AsyncSession",
     "CacheConfig",
     "CacheStats",
     "Candidate",
+    "Claim",
     "ConfigError",
     "CorruptReply",
     "EvacuationProgress",
+    "Handover",
     "InvalidArgument",
+    "Isolated",
     "LaneStats",
     "LeastLoaded",
     "Link",
+    "ListedLink",
+    "Lost",
+    "NewestVersion",
+    "NoRoom",
     "NoRoutablePod",
     "OutcomeUnknown",
     "PlacementConfig",
+    "PlannedMoves",
     "Pod",
     "PodAgent",
     "PodChange",
+    "PodEvent",
     "Policy",
     "PowerOfTwoChoices",
+    "Prefer",
+    "PruneProgress",
+    "RebalanceProgress",
+    "Rejoined",
     "Rendezvous",
+    "Require",
     "RetryConfig",
     "RoundRobin",
     "Router",
@@ -80,9 +111,12 @@ __all__ = [
     "RouterConfig",
     "RouterStats",
     "ScriptFailed",
+    "Session",
     "SfrouteError",
+    "SoftAffinity",
     "StoreError",
     "StoreUnavailable",
+    "Superseded",
     "TelemetryConfig",
     "TrySetResult",
     "WeightedByCapacity",

@@ -1,7 +1,8 @@
-"""How a router behaves: frozen, checked when they are made, with the reason for each default."""
+"""A router's configuration: frozen, validated when made, with the reason for each default."""
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -32,23 +33,23 @@ def _is_seconds(value: object, *, zero: bool = False) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class CacheConfig:
-    """The local cache of look-ups. All times are seconds.
+    """The local cache of lookups. All times are seconds.
 
     Attributes:
-        max_age: how long after a look-up was sent its value may be served while the lane is tracked and healthy. Pushes
-            keep entries true to within milliseconds; this bounds what a lost push could cost. A few seconds keep that
-            bound in line with a failover (node timeout plus election), and cost one look-up per active uid and period.
-            0 turns the cache off.
-        max_age_untracked: the same where the server does not push (refused by ACL, Redis < 7, a proxy). Nothing but
-            this bounds staleness then, so it is short.
+        max_age: how long a value may be served after its lookup was sent, while the lane is tracked and healthy. Pushes
+            keep entries current to within milliseconds; this limits how stale an answer can get if a push is lost. A
+            few seconds match the length of a failover (node timeout plus election), and cost one lookup per active uid
+            in that time. 0 turns the cache off.
+        max_age_untracked: the same for a server that does not push (refused by ACL, Redis < 7, a proxy). Short, because
+            nothing else limits staleness there.
         max_entries: the most entries held; the oldest are evicted. 100,000 links of 20-character uids take about 40 MB.
         negative: also cache that a link is absent. Safe while tracked: servers push for missing keys too.
         stale_if_error: how much longer a known value may be served, marked stale, while the store cannot be reached. A
             minute outlasts a failover and most rolling restarts. 0 turns it off.
         tracking: ask servers to push invalidations (``CLIENT TRACKING``).
-        heartbeat: how often a lane is pinged. Two pings a second and lane are no load to a server.
-        heartbeat_timeout: a lane whose last answered ping was sent longer ago than this is not healthy: its entries
-            stop counting as fresh. It must exceed ``heartbeat`` by more than a round trip and a busy loop's delay.
+        heartbeat: the interval between pings of a lane. Two pings per second and lane do not load a server.
+        heartbeat_timeout: a lane is unhealthy if its last answered ping was sent longer ago than this. Its entries then
+            no longer count as fresh. Must exceed ``heartbeat`` by more than a round trip plus the delay of a busy loop.
     """
 
     max_age: float = 3.0
@@ -86,11 +87,11 @@ class RetryConfig:
     """Deadlines and retries of every call to the store. All times are seconds.
 
     Attributes:
-        deadline: how long one call may take, retries included. Five seconds outlast a failover with the usual node
-            timeouts of one to two seconds, and are short enough for a gateway's own request timeout.
+        deadline: how long one call may take, retries included. Five seconds outlast a failover at the usual node
+            timeouts of one to two seconds, and fit within a gateway's own request timeout.
         base: the first pause before a retry.
-        cap: the longest pause. Short, because one call in a hundred waiting is cheaper than all failing.
-        jitter: the share of each pause that is random, 0 to 1; without it a fleet retries in step.
+        cap: the longest pause. Short, so that calls succeed soon after a failover ends.
+        jitter: the random share of each pause, 0 to 1. Without it, a fleet retries in step.
         connect_timeout: how long one attempt to connect (TCP, TLS, HELLO) may take.
     """
 
@@ -116,9 +117,9 @@ class RetryConfig:
         )
 
     def pause(self, attempt: int, random: float) -> float:
-        """Seconds to wait before retry ``attempt`` (1, 2, ...), for a ``random`` number from [0, 1).
+        """Seconds to wait before retry ``attempt`` (1, 2, ...), given a ``random`` number from [0, 1).
 
-        Exponential from ``base`` to ``cap``, the last ``jitter`` share of it random.
+        Grows exponentially from ``base`` to ``cap``. The ``jitter`` share of the pause is random.
         """
         full = min(self.cap, self.base * 2.0 ** min(attempt - 1, 32))
         return full * (1.0 - self.jitter * random)
@@ -130,17 +131,34 @@ class PlacementConfig:
 
     Attributes:
         persist_seconds: the kind of link it makes: ``PERSIST_FOREVER`` or a number of seconds.
-        pod_view_max_age: seconds after which a view of a service's pods is renewed while it is used. A gateway that
-            routes asks for it twice a second and service, and sees a dead pod half a second late.
-        pod_timeout: seconds after its last stamped heartbeat at which a pod counts as dead. Three heartbeats.
-        load_per_uid: what one uid adds to a pod's load, in the unit of the reported loads; None: 1 where loads are
-            above 1, a hundredth where they are shares.
-        max_pods: a state hash with more fields than this is refused: reading it would hold up the server.
+        pod_view_max_age: seconds after which a pod view in use is refreshed. By default a gateway that routes reads the
+            pods twice a second per service, and sees a dead pod at most half a second late.
+        pod_timeout: seconds after its last stamped heartbeat at which a pod without a lease counts as dead. By default
+            three heartbeats.
+        lease_margin: seconds by which a pod's silence must exceed its published lease before it counts as dead. The pod
+            stops acting for its users at the lease; the margin covers the difference between two clocks.
+        all_silent: what happens to links when all pods of a service fall silent together. ``"keep"``: links stay and
+            are marked (``Link.pod_view``), and no uid is placed. It is more likely that the pods cannot reach the store
+            than that all ended at once. ``"move"``: the pods count as dead; if none is left, ``route()`` raises
+            ``NoRoutablePod``.
+        settle: seconds in which a caller's ``exclude`` does not move a link back to the pod that it came from, unless
+            its new pod is gone. Otherwise two gateways that each reach one of two pods would move it at every call.
+            Nor does it move a link more than twice a minute. 0: as often as callers say.
+        reassert_grace: seconds for which no uid is placed on a primary that has lost its data, so that pods can claim
+            their uids again. None: the longest lease that a pod of the service has published. ``route()`` waits at most
+            until a second before its deadline. 0: no wait.
+        load_per_uid: how much one uid adds to a pod's load, in the unit of the reported loads. None: 1 if the loads are
+            above 1 (counts), 0.01 if they are fractions.
+        max_pods: a state hash with more fields than this is refused: reading it would block the server.
     """
 
     persist_seconds: int = PERSIST_FOREVER
     pod_view_max_age: float = 0.5
     pod_timeout: float = 6.0
+    lease_margin: float = 1.0
+    all_silent: Literal["keep", "move"] = "keep"
+    settle: float = 5.0
+    reassert_grace: float | None = None
     load_per_uid: float | None = None
     max_pods: int = 10_000
 
@@ -160,6 +178,19 @@ class PlacementConfig:
         )
         _require(_is_seconds(self.pod_timeout), "PlacementConfig.pod_timeout must be seconds > 0")
         _require(
+            _is_seconds(self.lease_margin, zero=True),
+            "PlacementConfig.lease_margin must be seconds >= 0",
+        )
+        _require(
+            self.all_silent in {"keep", "move"},
+            "PlacementConfig.all_silent must be 'keep' or 'move'",
+        )
+        _require(_is_seconds(self.settle, zero=True), "PlacementConfig.settle must be seconds >= 0")
+        _require(
+            self.reassert_grace is None or _is_seconds(self.reassert_grace, zero=True),
+            "PlacementConfig.reassert_grace must be seconds >= 0, or None",
+        )
+        _require(
             self.load_per_uid is None or _is_seconds(self.load_per_uid, zero=True),
             "PlacementConfig.load_per_uid must be a number >= 0, or None",
         )
@@ -171,24 +202,31 @@ class PlacementConfig:
 
 @dataclass(frozen=True, slots=True)
 class TelemetryConfig:
-    """What a router tells OpenTelemetry. Without an SDK it tells nothing and costs nothing.
+    """What a router reports to OpenTelemetry. Without an SDK it reports nothing and costs nothing.
 
     Attributes:
-        enabled: False turns everything off.
-        tracer_provider: where spans go; None: the process's own, set now or later.
-        meter_provider: where metrics go; None: the process's own, set now or later.
-        hit_spans: what to do with spans of cached answers. ``"follow_parent"``: none while the request around them is
-            not sampled, which is what the usual samplers would decide, only cheaper. ``"all"``: every one is put to the
-            sampler. ``"off"``: none.
-        queue_size: records that may wait for the worker; further ones are dropped and counted.
-        user_hash_key: put ``user.hash``, a keyed BLAKE2b of the uid, on spans; 16 to 64 secret bytes. None: nothing of
-            a uid appears anywhere.
+        enabled: False turns all telemetry off.
+        tracer_provider: where spans go. None: the global provider, whether it is set now or later.
+        meter_provider: where metrics go. None: the global provider, whether it is set now or later.
+        hit_spans: spans of cached answers. ``"follow_parent"``: none while the request around them is not sampled; the
+            usual samplers decide the same, at a higher cost. ``"all"``: ask the sampler about each. ``"off"``: none.
+        background_spans: ``"on"`` makes root spans of what the router does by itself: heartbeats, refreshes of pod
+            views that no call waits for, the steps of an evacuation, invalidations, lanes lost and restored, changes of
+            topology. ``"off"`` leaves them out: no request waits for them, and metrics count them.
+        service_label: ``"on"`` puts ``sfroute.service`` on the duration metrics of calls, for rates, errors and
+            durations per service. It multiplies their series by the number of services, at most 64; the rest share one
+            value.
+        queue_size: how many records may wait for the worker. More are dropped and counted.
+        user_hash_key: 16 to 64 secret bytes. Puts ``user.hash``, a keyed BLAKE2b of the uid, on spans. None: no trace
+            of a uid appears anywhere.
     """
 
     enabled: bool = True
     tracer_provider: TracerProvider | None = None
     meter_provider: MeterProvider | None = None
     hit_spans: Literal["follow_parent", "all", "off"] = "follow_parent"
+    background_spans: Literal["off", "on"] = "off"
+    service_label: Literal["off", "on"] = "off"
     queue_size: int = 8192
     user_hash_key: bytes | None = field(default=None, repr=False)
 
@@ -196,6 +234,14 @@ class TelemetryConfig:
         _require(
             self.hit_spans in {"follow_parent", "all", "off"},
             "TelemetryConfig.hit_spans must be 'follow_parent', 'all' or 'off'",
+        )
+        _require(
+            self.background_spans in {"off", "on"},
+            "TelemetryConfig.background_spans must be 'off' or 'on'",
+        )
+        _require(
+            self.service_label in {"off", "on"},
+            "TelemetryConfig.service_label must be 'off' or 'on'",
         )
         _require(
             type(self.queue_size) is int and self.queue_size >= 1,
@@ -210,22 +256,33 @@ class TelemetryConfig:
 
 @dataclass(frozen=True, slots=True)
 class RouterConfig:
-    """Everything a router can be told.
+    """A router's whole configuration.
 
     Attributes:
-        cache: the local cache of look-ups.
+        cache: the local cache of lookups.
         retry: deadlines and retries.
-        placement: how ``route()`` chooses.
-        telemetry: what OpenTelemetry is told.
+        placement: how ``route()`` chooses a pod.
+        telemetry: what OpenTelemetry gets.
         loop_factory: makes the event loop of the sync router's background thread, such as ``uvloop.new_event_loop``
-            (measurably faster); None: asyncio's own. An ``AsyncRouter`` runs on the loop of its callers.
-        client_name: shown by ``CLIENT LIST`` on the servers.
-        min_replica_acks: how many replicas must have a write before it is answered (``WAIT``). A write with too few is
-            repeated until ``retry.deadline``, which changes nothing, and then raises a ``StoreError`` that says so. 0,
-            the default of Redis itself: a primary that dies right after its reply may take the write with it. 1
-            survives the loss of any one node, for about a millisecond per write.
-        ack_timeout: seconds that one ``WAIT`` waits for them.
-        max_in_flight: the most commands one connection has under way; further ones wait, they never fail for this.
+            (measurably faster). None: asyncio's default. An ``AsyncRouter`` runs on the loop of its callers.
+        client_name: the connection name that the servers show in ``CLIENT LIST``.
+        min_replica_acks: how many replicas must have a write before the call returns (``WAIT``). A write that too few
+            have is repeated until ``retry.deadline``, which changes nothing, and then raises a ``StoreError`` that says
+            so. 0, the default of Redis itself: if a primary dies right after its reply, the write may be lost. As
+            many as each primary has replicas: writes survive the crash of any one node, for about a millisecond each.
+        at_most_once: keep an operation record with each write on a link, so that it can be sent again after its reply
+            was lost. False: servers do less and keep no such keys; a write whose reply was lost raises
+            ``OutcomeUnknown`` at once, and one that too few replicas have, ``StoreError`` after ``ack_timeout``.
+            docs/reference/operation-records.md has the figures.
+        ack_timeout: seconds that one ``WAIT`` waits for the replicas.
+        logger: the logger whose children, such as ``<logger>.store``, the router and its agents log to. None: the
+            logger ``sfroute``. docs/reference/telemetry.md lists the loggers, their levels and their fields.
+        max_in_flight: the most commands in flight on one connection. More commands wait; they do not fail.
+        address_remap: maps the ``(host, port)`` that a node announces to the one that this process connects to: for
+            nodes behind NAT, in containers, or at the far end of a tunnel. Applies to the slot map, MOVED and ASK;
+            errors name the result. The start nodes are used as given. It must be fast and must not block. None: nodes
+            are reached at the address they announce, or as the ``address_remap`` of the redis-py client that the router
+            was made from says.
     """
 
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -235,8 +292,11 @@ class RouterConfig:
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     client_name: str = "sfroute"
     min_replica_acks: int = 0
+    at_most_once: bool = True
     ack_timeout: float = 0.5
     max_in_flight: int = 4096
+    address_remap: Callable[[tuple[str, int]], tuple[str, int]] | None = None
+    logger: logging.Logger | None = None
 
     def __post_init__(self) -> None:
         for name, kind in (
@@ -255,16 +315,25 @@ class RouterConfig:
             and self.client_name.isascii()
             and self.client_name.isprintable()
             and " " not in self.client_name,
-            "RouterConfig.client_name must be printable ASCII without spaces (a rule of the servers)",
+            "RouterConfig.client_name must be printable ASCII without spaces (the servers require it)",
+        )
+        _require(
+            self.logger is None or isinstance(self.logger, logging.Logger),
+            "RouterConfig.logger must be a logging.Logger, or None",
         )
         _require(
             self.loop_factory is None or callable(self.loop_factory),
             "RouterConfig.loop_factory must be a callable that returns an event loop, or None",
         )
         _require(
+            self.address_remap is None or callable(self.address_remap),
+            "RouterConfig.address_remap must be a callable from (host, port) to (host, port), or None",
+        )
+        _require(
             type(self.min_replica_acks) is int and self.min_replica_acks >= 0,
             "RouterConfig.min_replica_acks must be an int >= 0",
         )
+        _require(type(self.at_most_once) is bool, "RouterConfig.at_most_once must be a bool")
         _require(
             _is_seconds(self.ack_timeout)
             and (
@@ -277,3 +346,7 @@ class RouterConfig:
             type(self.max_in_flight) is int and self.max_in_flight >= 1,
             "RouterConfig.max_in_flight must be an int >= 1",
         )
+
+    def logger_for(self, part: str) -> logging.Logger:
+        """The logger of a part, such as ``"store"``: a child of ``logger``."""
+        return (self.logger or logging.getLogger("sfroute")).getChild(part)

@@ -7,10 +7,11 @@
     ├── ConfigError (ValueError)       the configuration cannot work; nothing was sent
     ├── StoreError                     Redis or Valkey could not do what was asked
     │   ├── StoreUnavailable           no usable answer before the deadline
-    │   ├── OutcomeUnknown             a write may or may not have happened
+    │   ├── OutcomeUnknown             a write may or may not have been executed
     │   ├── CorruptReply               a key holds what no link can be
     │   └── ScriptFailed               a Lua script raised an error
     ├── NoRoutablePod                  there is nobody to place the uid on
+    ├── NoRoom                         this pod takes no new users; another one may
     └── RouterClosed                   the router was closed before or during the call
 
 "Not linked" is not an error: it is ``None``. Exceptions of redis-py never reach a caller; where one was the reason, it
@@ -20,11 +21,13 @@ is the ``__cause__``. No error text holds a uid or a credential.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 __all__ = [
     "ConfigError",
     "CorruptReply",
     "InvalidArgument",
+    "NoRoom",
     "NoRoutablePod",
     "OutcomeUnknown",
     "RouterClosed",
@@ -75,7 +78,7 @@ class StoreUnavailable(StoreError):
 
 
 class OutcomeUnknown(StoreError):
-    """A write was sent and its answer was lost: it may or may not have happened.
+    """A write was sent and its answer was lost: it may or may not have been executed.
 
     Read the link (``fresh=True``) before deciding anything that depends on it.
     """
@@ -132,6 +135,33 @@ class NoRoutablePod(SfrouteError):
     def __reduce__(self) -> tuple[type[NoRoutablePod], tuple[str, str, Mapping[int, str]]]:
         """How to copy it, and to send it to another process."""
         return type(self), (self.namespace, self.service, self.rejected)
+
+
+class NoRoom(SfrouteError):
+    """This pod takes no new users just now. From ``agent.accept`` and ``agent.session``; nothing was changed.
+
+    The gateway may place the user elsewhere: ``router.route(..., exclude=[error.pod])``.
+
+    Attributes:
+        pod: the pod that takes nobody.
+        reason: ``"full"``: it has as many as ``max_claims``. ``"paused"``: ``agent.pause()`` was called.
+        retryable: True: another pod may take the user now, and this one later.
+    """
+
+    retryable = True
+
+    def __init__(self, pod: int, reason: Literal["full", "paused"], max_claims: int | None) -> None:
+        why = "it is paused" if reason == "paused" else f"it has all {max_claims} that it takes"
+        super().__init__(
+            f"pod {pod} takes no new users: {why}. Route the user again, with exclude=[{pod}]"
+        )
+        self.pod = pod
+        self.reason: Literal["full", "paused"] = reason
+        self._max_claims = max_claims
+
+    def __reduce__(self) -> tuple[type[NoRoom], tuple[int, Literal["full", "paused"], int | None]]:
+        """How to copy it, and to send it to another process."""
+        return type(self), (self.pod, self.reason, self._max_claims)
 
 
 class RouterClosed(SfrouteError):

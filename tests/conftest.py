@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +26,7 @@ from typing import Any, cast
 import pytest
 import redis
 import redis.cluster
-from program import Client, LinkProgram, StateProgram
+from support.program import Client, LinkProgram, StateProgram
 from support.rights import give_rights, rule_of, url_of
 
 from sfroute.embedded import LocalCluster, LocalServer
@@ -73,6 +74,40 @@ def find_servers() -> dict[str, str | None]:
 
 
 SERVERS = find_servers()
+
+
+# --- order
+
+
+def turn_of(nodeid: str) -> int:
+    """When a test runs: with all others of its server. One that needs none runs with those of the first."""
+    parameters = nodeid.partition("[")[2].rstrip("]").split("-")
+    return next((turn for turn, name in enumerate(SERVERS) if name in parameters), 0)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several files run at a time, one server follows the other, and of each the files with slow tests begin.
+
+    So a worker starts the cluster of a server once, and no slow file is left alone at the end.
+    """
+    if hasattr(config, "workerinput"):
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: (turn_of(item.nodeid), not slow[item.path]))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """With ``--dist loadfile``, what a worker takes at a time is a file on one server."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    scheduler = LoadFileScheduling(config, log)
+    scheduler._split_scope = lambda nodeid: f"{nodeid.partition('::')[0]} {turn_of(nodeid)}"
+    return cast("object", scheduler)
+
+
+# --- clusters
 
 
 def make_cluster(server: str, **options: Any) -> LocalCluster:
@@ -157,7 +192,8 @@ def own_cluster(server: str) -> Iterator[LocalCluster]:
 @pytest.fixture
 def namespace() -> str:
     """Names of different tests never meet."""
-    return f"t{uuid.uuid4().hex}"
+    # Digits: letters may spell the uid that a test looks for in texts that name the namespace.
+    return f"t{uuid.uuid4().int}"
 
 
 def make_raw(cluster: LocalCluster) -> redis.cluster.RedisCluster:
@@ -204,7 +240,7 @@ def states(client: Client, namespace: str) -> StateProgram:
 
 
 class AwaitableRouter:
-    """The router for threads with the face of ``AsyncRouter``: each call runs in a worker thread."""
+    """The router for threads with the interface of ``AsyncRouter``: each call runs in a worker thread."""
 
     def __init__(self, router: Any) -> None:
         self.router = router

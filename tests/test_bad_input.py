@@ -5,139 +5,46 @@ Arguments are tried on a router whose store does not exist: whatever reaches out
 
 from __future__ import annotations
 
-import inspect
 import logging
 import socket
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import catalogue
 import pytest
 import redis.cluster
+from catalogue import AGENT_OPERATIONS, OPERATIONS, SECRET, bad_arguments, link_writes, on_store
 from conftest import SERVERS
-from program import LinkProgram, unchanged
-from public_api import INTERNAL
+from support.program import LinkProgram, unchanged
+from support.rows import Operation
 
 from sfroute import (
+    AsyncPodAgent,
     AsyncRouter,
     CorruptReply,
     InvalidArgument,
     NoRoutablePod,
+    PodAgent,
     RetryConfig,
+    Router,
     RouterConfig,
     ScriptFailed,
     SfrouteError,
     StoreUnavailable,
 )
+from sfroute._contract.keys import link_key, link_prefix, state_key, workload_key
 from sfroute.embedded import LocalServer
-from sfroute.keys import link_key, link_prefix, state_key, workload_key
 
 Raw = redis.cluster.RedisCluster
-
-SECRET = "grace.hopper+1906"
-"""A uid to be recognised wherever it turns up."""
 
 RULE = "'{', '}' or control characters"
 THIRD = "(character 3 is one)"
 SECOND = "(character 2 is one)"
-NO_UTF8 = "must be text that UTF-8 can hold; it has a lone surrogate"
+NO_UTF8 = "must be encodable as UTF-8; it contains a lone surrogate"
 FOREVER = "PERSIST_FOREVER (-1)"
 UP_TO = "or from 1 to 9007199254740"
 POSITIVE = "a positive int of seconds"
-
-OPERATIONS: dict[str, dict[str, Any]] = {
-    "set_service_state": {"namespace": "ns", "service": "chat", "pod": 0, "state": "Running"},
-    "get_service_state": {"namespace": "ns", "service": "chat"},
-    "set_workload_state": {"namespace": "ns", "service": "chat", "state": "up"},
-    "get_workload_state": {"namespace": "ns", "service": "chat"},
-    "get_workload_state_batch": {"namespace": "ns", "services": ["chat"]},
-    "get_pods": {"namespace": "ns", "service": "chat"},
-    "set_linked_pod": {
-        "namespace": "ns",
-        "uid": SECRET,
-        "service": "chat",
-        "pod": 0,
-        "persist_seconds": -1,
-    },
-    "try_set_linked_pod": {
-        "namespace": "ns",
-        "uid": SECRET,
-        "service": "chat",
-        "pod": 0,
-        "persist_seconds": -1,
-    },
-    "set_linked_pod_if_absent": {
-        "namespace": "ns",
-        "uid": SECRET,
-        "service": "chat",
-        "pod": 0,
-        "persist_seconds": -1,
-    },
-    "get_linked_pod": {"namespace": "ns", "uid": SECRET, "service": "chat"},
-    "get_linked_pod_if_persist": {"namespace": "ns", "uid": SECRET, "service": "chat"},
-    "batch_get_linked_pod": {"namespace": "ns", "uids": [SECRET], "service": "chat"},
-    "remove_linked_pod": {
-        "namespace": "ns",
-        "uid": SECRET,
-        "service": "chat",
-        "persist_seconds": -1,
-    },
-    "remove_linked_pod_with_id": {
-        "namespace": "ns",
-        "uid": SECRET,
-        "service": "chat",
-        "pod": 0,
-        "persist_seconds": -1,
-    },
-    "move_linked_pod": {
-        "namespace": "ns",
-        "uid": SECRET,
-        "service": "chat",
-        "expected": 0,
-        "pod": 1,
-    },
-    "get_link_service": {"namespace": "ns", "uid": SECRET},
-    "route": {"namespace": "ns", "uid": SECRET, "service": "chat"},
-    "execute_script": {
-        "name": "statefulGetLinkService",
-        "keys": [f"sf:{{ns:lk:{SECRET}}}"],
-        "args": [],
-    },
-}
-"""Every operation with arguments that are fine."""
-
-BAD_NAMES = [
-    None,
-    1,
-    True,
-    b"chat",
-    ["chat"],
-    {"chat": 1},
-    "",
-    "a{b",
-    "a}b",
-    "a\nb",
-    "a\x00",
-    "\x7f",
-    "\x85",
-]
-BAD_NAMES += ["x" * 513, "ü" * 257, "a\ud800"]
-BAD_SEQUENCES = ["chat", b"chat", None, 3, {"chat"}, {"chat": 1}, iter(["chat"])]
-BAD: dict[str, list[Any]] = {
-    "namespace": [*BAD_NAMES, "a:b"],
-    "service": BAD_NAMES,
-    "uid": [f"{SECRET}{bad}" if isinstance(bad, str) and bad else bad for bad in BAD_NAMES]
-    + [SECRET.encode(), [SECRET], (SECRET, "chat"), f"{SECRET}}}"],
-    "pod": [-1, True, False, 1.0, "1", b"1", None, 2**63, [0], float("nan")],
-    "expected": [-1, True, False, 1.0, "1", b"1", None, 2**63, [0], float("nan")],
-    "persist_seconds": [0, -2, 2**63, True, 1.5, "60", None, float("inf")],
-    "state": [None, 1, b"Running", ["Running"], "a\ud800"],
-    "services": [*BAD_SEQUENCES, *([bad] for bad in BAD_NAMES)],
-    "uids": [*BAD_SEQUENCES, SECRET, [f"{SECRET}}}"], [SECRET, None], [[SECRET]]],
-    "name": ["", "nosuch", "statefulsetlink", None, 3, b"statefulSetLink", ["x"]],
-    "keys": [*BAD_SEQUENCES, SECRET, [], ["{a}", "{b}"], [3], [None], ["a", None], ["a\ud800"]],
-    "args": [*BAD_SEQUENCES, [None], [1.5], [True], [["a"]], ["a\ud800"]],
-}
 
 
 @pytest.fixture
@@ -168,35 +75,62 @@ def uids_stay_out_of_logs(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert SECRET not in caplog.text
 
 
-class TestArguments:
-    def test_every_operation_is_tried(self) -> None:
-        operations = {name for name in dir(AsyncRouter) if name[0] != "_"} - INTERNAL["AsyncRouter"]
-        awaited = {n for n in operations if inspect.iscoroutinefunction(getattr(AsyncRouter, n))}
-        assert awaited - {"open", "aclose"} == set(OPERATIONS)
+ON_STORE = pytest.mark.parametrize("row", on_store(), ids=lambda row: row.name)
 
+
+class TestArguments:
     @pytest.mark.parametrize(
-        ("operation", "argument"),
-        [(operation, argument) for operation, good in OPERATIONS.items() for argument in good],
+        ("row", "argument", "bad"),
+        [pytest.param(*case, id=f"{case[0].name}-{case[1]}") for case in bad_arguments(OPERATIONS)],
     )
     async def test_each_is_named_before_anything_is_sent(
-        self, router_to_nowhere: Any, operation: str, argument: str
+        self, router_to_nowhere: Any, row: Operation, argument: str, bad: list[Any]
     ) -> None:
-        good = OPERATIONS[operation]
-        singular = {"uids": "uid", "services": "service", "name": "script"}.get(argument, argument)
-        for bad in BAD[argument]:
+        await self.assert_each_is_named(router_to_nowhere, row, argument, bad)
+
+    @pytest.mark.parametrize(
+        ("row", "argument", "bad"),
+        [
+            pytest.param(*case, id=f"{case[0].name}-{case[1]}")
+            for case in bad_arguments(AGENT_OPERATIONS)
+        ],
+    )
+    @pytest.mark.parametrize("kind", ["async", "sync"])
+    async def test_so_is_each_of_an_agent(
+        self, url: str, kind: str, row: Operation, argument: str, bad: list[Any]
+    ) -> None:
+        """The agent has not started, so good arguments would raise ``ConfigError``."""
+        if kind == "async":
+            async with AsyncRouter.from_url(url) as router:
+                agent = AsyncPodAgent(router, "ns", "chat", 1)
+                await self.assert_each_is_named(agent, row, argument, bad)
+        else:
+            with Router.from_url(url) as threads:
+                front = PodAgent(threads, "ns", "chat", 1)
+                await self.assert_each_is_named(front, row, argument, bad)
+
+    async def assert_each_is_named(
+        self, front: Any, row: Operation, argument: str, bad: list[Any]
+    ) -> None:
+        assert bad, "there is nothing that it must not be?"
+        singular = {"uids": "uid", "services": "service", "name": "script", "claim": "uid"}
+        good = row.arguments(uid=SECRET)
+        for value in bad:
             with pytest.raises(InvalidArgument) as caught:
-                await getattr(router_to_nowhere, operation)(**good | {argument: bad})
+                await row.call(front, **good | {argument: value})
             text = str(caught.value)
-            assert text.startswith((f"{argument} must ", f"{singular} must ")), bad
+            beginnings = (f"{argument} must ", f"{singular.get(argument, argument)} must ")
+            assert text.startswith(beginnings), value
             assert SECRET not in everything_said(caught.value)
             assert len(text) < 600
 
-    @pytest.mark.parametrize("operation", OPERATIONS)
+    @ON_STORE
     async def test_good_ones_reach_for_the_store(
-        self, router_to_nowhere: Any, operation: str
+        self, router_to_nowhere: Any, row: Operation
     ) -> None:
         with pytest.raises(StoreUnavailable) as caught:
-            await getattr(router_to_nowhere, operation)(**OPERATIONS[operation])
+            await row.call(router_to_nowhere, **row.arguments(uid=SECRET))
+        assert StoreUnavailable in row.may_raise
         assert SECRET not in everything_said(caught.value)
 
     @pytest.mark.parametrize(
@@ -223,8 +157,9 @@ class TestArguments:
     async def test_the_text_says_why_and_what_would_be_right(
         self, router_to_nowhere: Any, operation: str, change: dict[str, Any], text: str
     ) -> None:
+        row = catalogue.operation(operation)
         with pytest.raises(InvalidArgument) as caught:
-            await getattr(router_to_nowhere, operation)(**OPERATIONS[operation] | change)
+            await row.call(router_to_nowhere, **row.arguments(uid=SECRET) | change)
         assert str(caught.value) == text
 
     async def test_a_script_that_does_not_exist_is_told_the_ones_that_do(
@@ -257,18 +192,12 @@ class TestArguments:
                 router.invalidate(namespace, uid, service)
 
 
-LINK_READS: dict[str, tuple[Any, ...]] = {
-    "get_linked_pod": (),
-    "get_linked_pod_if_persist": (),
-    "route": (),
-}
-LINK_WRITES: dict[str, tuple[Any, ...]] = {
-    "set_linked_pod": (1,),
-    "try_set_linked_pod": (1,),
-    "set_linked_pod_if_absent": (1,),
-    "remove_linked_pod": (100,),
-    "remove_linked_pod_with_id": (0,),
-}
+ON_A_LINK = pytest.mark.parametrize(
+    "row",
+    [row for row in on_store() if {"uid", "service"} <= set(row.args)],
+    ids=lambda row: row.name,
+)
+WRITES = pytest.mark.parametrize("row", link_writes(), ids=lambda row: row.name)
 
 
 @pytest.fixture
@@ -293,16 +222,15 @@ class TestLinksThatAreNone:
             link.client.set(link.link, request.param)
         return link
 
-    @pytest.mark.parametrize("operation", [*LINK_READS, *LINK_WRITES])
+    @ON_A_LINK
     async def test_it_is_refused_by_name_and_left_as_it_is(
-        self, router: Any, broken: LinkProgram, namespace: str, operation: str
+        self, router: Any, broken: LinkProgram, namespace: str, row: Operation
     ) -> None:
-        rest = (LINK_READS | LINK_WRITES)[operation]
         with (
             unchanged(broken.client, broken.link, broken.hash),
             pytest.raises(CorruptReply) as caught,
         ):
-            await getattr(router, operation)(namespace, SECRET, "chat", *rest)
+            await row.call(router, **row.arguments(namespace, SECRET))
         assert_it_names_the_key(caught.value, broken.link)
 
     async def test_in_a_batch_it_is_named(
@@ -333,16 +261,16 @@ class TestLinksThatAreNone:
 
 
 class TestHashesThatAreNone:
-    @pytest.mark.parametrize("operation", LINK_WRITES)
+    @WRITES
     async def test_a_write_is_refused_and_names_the_hash(
-        self, router: Any, link: LinkProgram, namespace: str, operation: str
+        self, router: Any, link: LinkProgram, namespace: str, row: Operation
     ) -> None:
-        link.client.set(link.link, "0")
+        link.client.set(link.link, "1")
         link.client.set(link.hash, "abc")
         with unchanged(link.client, link.link, link.hash), pytest.raises(CorruptReply) as caught:
-            await getattr(router, operation)(namespace, SECRET, "chat", *LINK_WRITES[operation])
+            await row.call(router, **row.arguments(namespace, SECRET))
         assert_it_names_the_key(caught.value, link.hash)
-        assert caught.value.operation == operation
+        assert caught.value.operation == row.name
 
     @pytest.mark.parametrize("value", ["abc", {"chat": "abc"}, {"chat": "-1"}, {"chat": ""}])
     async def test_get_link_service_names_the_hash(
@@ -425,7 +353,7 @@ class TestUidsStayOutOfErrors:
         self, make_router: Callable[..., Any], server: str, operation: str
     ) -> None:
         # "ERR unknown command 'EVALSHA', with args beginning with: ...": proxies and managed stores answer so.
-        arguments = OPERATIONS[operation]
+        arguments = catalogue.operation(operation).arguments(uid=SECRET)
         if operation == "set_workload_state":
             arguments = arguments | {"service": SECRET}  # any name would do
         unknown = {

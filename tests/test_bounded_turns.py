@@ -1,6 +1,6 @@
 """No turn of the event loop does more than a bounded amount of our own work, however much there is to do.
 
-Counted, not timed: how many look-ups begin, how many pushes are handled and how many entries are evicted in one turn.
+Counted, not timed: how many lookups begin, how many pushes are handled and how many entries are evicted in one turn.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 import redis.cluster
 
 from sfroute import AsyncRouter, CacheConfig, RouterConfig
-from sfroute.cache import Epoch, Flight, LookupCache
+from sfroute._contract.keys import link_key
+from sfroute._lookups.cache import Epoch, Flight, LookupCache
+from sfroute._lookups.lookups import TOGETHER
+from sfroute._net.connection import READ_BYTES
 from sfroute.embedded import LocalCluster
-from sfroute.keys import link_key
-from sfroute.lookup import TOGETHER
-from sfroute.wire import READ_BYTES
 
 MANY = 2000
 

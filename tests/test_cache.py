@@ -1,4 +1,4 @@
-"""The local store of look-ups, alone and under Hypothesis: a server, its wire and a clock are modelled beside it.
+"""The local store of lookups, alone and under Hypothesis: a server, its wire and a clock are modelled beside it.
 
 The machine's server tracks keys and pushes as servers do, its wire delivers replies and pushes in order, and both may
 be as late as Hypothesis likes. So what the cache serves can be compared with the truth at every moment.
@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sfroute import CacheConfig
-from sfroute.cache import CacheKey, Entry, Epoch, Flight, LookupCache, Value
+from sfroute._contract.keys import CacheKey
+from sfroute._lookups.cache import Entry, Epoch, Flight, LookupCache, Value
 
 MAX_AGE = 10.0
 STALE_IF_ERROR = 5.0
@@ -72,7 +73,7 @@ class Truth:
 
 @dataclass(eq=False)
 class Read:
-    """A look-up on its way."""
+    """A lookup on its way."""
 
     flight: Flight
     sent: float
@@ -299,7 +300,7 @@ class CacheMachine(RuleBasedStateMachine):
             assert not was_dirty
             assert storable
             assert read.value is not None or self.negative
-            assert read.drops == self.drops[flight.key], "a look-up from before a drop was stored"
+            assert read.drops == self.drops[flight.key], "a lookup from before a drop was stored"
             self.told[id(after)] = (after, read)
         else:
             assert after is before
@@ -584,7 +585,7 @@ def test_the_oldest_are_evicted_first_and_a_renewed_one_is_young(clock: Clock) -
 def test_dropping_a_uid_stops_the_first_look_up_of_a_service(
     cache: LookupCache, clock: Clock, epoch: Epoch
 ) -> None:
-    """Nothing of the service has ever been stored, so nobody has heard of it but the look-up under way."""
+    """Nothing of the service has ever been stored, so nobody has heard of it but the lookup under way."""
     flight = cache.open(Flight(ADA, inf))
     flight.value_read = True
     cache.drop_uid("sf", "ada")

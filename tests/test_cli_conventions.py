@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import inspect
+import json
 import os
 import pty
 import re
@@ -12,38 +13,36 @@ import socket
 import ssl
 import subprocess
 import sys
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import catalogue
 import pytest
 import redis
-from support.command import COMMAND, Operator, commands, environment, sfroute
+from support.command import COMMAND, Operator, commands, environment, sfroute, writer
 
 from sfroute import Router, StoreUnavailable
+from sfroute._net.causes import what_the_system_said
 from sfroute.embedded import LocalCluster
-from sfroute.reasons import what_the_system_said
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = dict(commands())
 WITHOUT_STORE = {("demo",), ("cluster", "up")}
 """They bring their own."""
 ARGUMENTS = {
-    ("route",): ["ada"],
-    ("link", "get"): ["ada"],
-    ("link", "set"): ["ada", "1"],
-    ("link", "try-set"): ["ada", "1"],
-    ("link", "set-if-absent"): ["ada", "1"],
-    ("link", "remove"): ["ada"],
-    ("link", "services"): ["ada"],
-    ("link", "batch"): ["ada"],
-    ("state", "set"): ["1", "Running"],
-    ("workload", "set"): ["Busy"],
-    ("drain",): ["1"],
-    ("evacuate",): ["1", "--yes"],
-    ("top",): ["--count", "1"],
+    words: next(
+        (
+            list(row.cli[len(words) :])
+            for row in catalogue.OPERATIONS
+            if isinstance(row.cli, tuple) and row.cli[: len(words)] == words
+        ),
+        catalogue.COMMANDS_OF_THEIR_OWN.get(words, ([], ""))[0],
+    )
+    for words in COMMANDS
 }
-"""What each needs; the others need nothing."""
+"""What each needs."""
 ON_THE_STORE = [words for words in COMMANDS if words not in WITHOUT_STORE]
 WAYS_TO_THE_STORE = [
     *(("route",), ("link", "set"), ("link", "batch"), ("state", "get"), ("watch",), ("top",)),
@@ -73,7 +72,7 @@ def test_every_command_has_its_options_and_says_what_it_does(words: tuple[str, .
 
 @pytest.mark.parametrize("words", ON_THE_STORE, ids=" ".join)
 def test_what_is_missing_or_wrong_is_told_with_exit_code_2(words: tuple[str, ...]) -> None:
-    arguments = [*words, *ARGUMENTS.get(words, [])]
+    arguments = [*words, *ARGUMENTS[words]]
     done = sfroute(*arguments)
     assert (done.code, done.out) == (2, "")
     assert "SFROUTE_URL" in done.err
@@ -87,32 +86,54 @@ def test_what_is_missing_or_wrong_is_told_with_exit_code_2(words: tuple[str, ...
     assert "namespace must not contain" in done.err
 
 
-def test_a_store_that_is_not_there_ends_a_command_with_1_without_its_password() -> None:
+AT_ONCE = """
+import json, os, sys
+import sfroute.cli.app  # once for all
+
+folder, commands = sys.argv[1], json.loads(sys.argv[2])
+children = []
+for number, words in enumerate(commands):
+    child = os.fork()
+    if not child:
+        for descriptor, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{folder}/{number}.{name}", os.O_CREAT | os.O_WRONLY), descriptor)
+        sys.argv[1:] = words
+        sfroute.cli.main()
+    children.append(child)
+print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]))
+"""
+
+
+@pytest.mark.slow
+def test_a_store_that_is_not_there_ends_a_command_with_1_without_its_password(
+    tmp_path: Path,
+) -> None:
     variables = environment(
         SFROUTE_URL="redis+cluster://user:hunter2@127.0.0.1:1",
         SFROUTE_NAMESPACE="n",
         SFROUTE_SERVICE="s",
     )
     # At once: each waits for its deadline.
-    running = {
-        words: subprocess.Popen(
-            [*COMMAND, *words, *ARGUMENTS.get(words, []), "--json"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=variables,
-        )
-        for words in WAYS_TO_THE_STORE
-    }
-    for words, process in running.items():
-        out, err = process.communicate(timeout=50)
+    running = [[*words, *ARGUMENTS[words], "--json"] for words in WAYS_TO_THE_STORE]
+    done = subprocess.run(
+        [sys.executable, "-c", AT_ONCE, str(tmp_path), json.dumps(running)],
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=True,
+    )
+    for number, (words, code) in enumerate(
+        zip(WAYS_TO_THE_STORE, json.loads(done.stdout), strict=True)
+    ):
+        out, err = ((tmp_path / f"{number}.{name}").read_text() for name in ("out", "err"))
         # Its being away is what the doctor finds.
         told = out if words == ("doctor",) else err
-        assert process.returncode == 1, words
+        assert code == 1, words
         assert re.search(r"no (start node|answer)", told), words
         if words not in {("doctor",), ("link", "batch")}:
-            assert "(Connection refused)\n" in err, words
+            assert "(Connection refused)" in err, words
             assert err.endswith("\nsfroute: to see what is wrong: sfroute doctor\n"), words
         assert out == "" or words == ("doctor",), words
         assert "hunter2" not in out + err
@@ -145,67 +166,73 @@ def test_help_has_a_short_name() -> None:
         assert sfroute(*words, "-h") == sfroute(*words, "--help")
 
 
-@pytest.mark.parametrize(
-    ("unbuffered", "words"),
-    [
-        *(("", ["--help"]), ("", ["--version"]), ("", ["pods"]), ("", ["pods", "--json"])),
-        *(("", ["link", "get", "ada"]), ("", ["route", "ada"]), ("", ["doctor"]), ("", ["top"])),
-        *(("1", ["--help"]), ("1", ["pods"]), ("1", ["route", "ada"])),
-    ],
-)
-def test_a_reader_that_went_away_ends_it_with_141(
-    sfroute_cluster: LocalCluster, sfroute_namespace: str, unbuffered: str, words: list[str]
-) -> None:
+@pytest.fixture
+def operator(sfroute_cluster: LocalCluster, sfroute_namespace: str) -> Iterator[Operator]:
+    """With a pod, and a user who is linked to it."""
     with Router.from_url(sfroute_cluster.url) as router:
         operator = Operator(router, sfroute_cluster.url, sfroute_namespace)
         operator.report(0)
         operator.link("ada", 0)
-    reader, writer = os.pipe()
+        yield operator
+
+
+@pytest.mark.parametrize(
+    ("unbuffered", "words"),
+    [
+        *((False, ["--help"]), (False, ["--version"]), (False, ["pods"])),
+        *((False, ["pods", "--json"]), (False, ["link", "get", "ada"]), (False, ["route", "ada"])),
+        *((False, ["doctor"]), (False, ["top"])),
+        *((True, ["--help"]), (True, ["pods"]), (True, ["route", "ada"])),
+    ],
+)
+def test_a_reader_that_went_away_ends_it_with_141(
+    operator: Operator, unbuffered: bool, words: list[str]
+) -> None:
+    reader, pipe = os.pipe()
     os.close(reader)
-    done = subprocess.run(
-        [*COMMAND, *words],
-        env=environment(**operator.variables, PYTHONUNBUFFERED=unbuffered),
-        stdin=subprocess.DEVNULL,
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    os.close(writer)
-    assert (done.returncode, done.stderr) == (141, "")
+    done = operator(*words, stdout=writer(pipe, unbuffered=unbuffered))
+    os.close(pipe)
+    assert (done.code, done.err) == (141, "")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+FULL = "sfroute: the output could not be written (No space left on device)\n"
+NEEDS_FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+
+
+@NEEDS_FULL
+@pytest.mark.parametrize("unbuffered", [False, True])
 @pytest.mark.parametrize("words", [["--version"], ["--help"], ["pods", "--json"], ["route", "ada"]])
-def test_a_full_disk_is_told(
-    sfroute_cluster: LocalCluster, sfroute_namespace: str, words: list[str], unbuffered: str
-) -> None:
-    with Router.from_url(sfroute_cluster.url) as router:
-        operator = Operator(router, sfroute_cluster.url, sfroute_namespace)
-        operator.report(0)
+def test_a_full_disk_is_told(operator: Operator, words: list[str], unbuffered: bool) -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [*COMMAND, *words],
-            env=environment(**operator.variables, PYTHONUNBUFFERED=unbuffered),
-            stdin=subprocess.DEVNULL,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-    assert (done.returncode, done.stderr) == (
-        1,
-        "sfroute: the output could not be written (No space left on device)\n",
-    )
+        done = operator(*words, stdout=writer(full.fileno(), unbuffered=unbuffered))
+    assert (done.code, done.err) == (1, FULL)
 
 
-def test_what_the_caller_has_closed_is_not_missed(
-    sfroute_cluster: LocalCluster, sfroute_namespace: str
+@NEEDS_FULL
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_the_exit_of_the_interpreter_adds_nothing_to_it(
+    operator: Operator, unbuffered: str
 ) -> None:
-    with Router.from_url(sfroute_cluster.url) as router:
-        operator = Operator(router, sfroute_cluster.url, sfroute_namespace)
-        operator.report(0)
+    variables = environment(**operator.variables, PYTHONUNBUFFERED=unbuffered)
+    reader, pipe = os.pipe()
+    os.close(reader)
+    with Path("/dev/full").open("w") as full:
+        for output, code, told in ((pipe, 141, ""), (full.fileno(), 1, FULL)):
+            done = subprocess.run(
+                [*COMMAND, "pods"],
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+            assert (done.returncode, done.stderr) == (code, told)
+    os.close(pipe)
+
+
+@pytest.mark.slow
+def test_what_the_caller_has_closed_is_not_missed(operator: Operator) -> None:
     command = f"{' '.join(COMMAND)} route"
     for closed in ("<&-", "<&- >&-", "<&- 2>&-", "<&- >&- 2>&-"):
         done = subprocess.run(
@@ -219,12 +246,8 @@ def test_what_the_caller_has_closed_is_not_missed(
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_a_command_that_is_told_to_end_gives_the_terminal_back(
-    sfroute_cluster: LocalCluster, sfroute_namespace: str
-) -> None:
-    with Router.from_url(sfroute_cluster.url) as router:
-        operator = Operator(router, sfroute_cluster.url, sfroute_namespace)
-        operator.report(0)
+@pytest.mark.slow
+def test_a_command_that_is_told_to_end_gives_the_terminal_back(operator: Operator) -> None:
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         inner, outer = pty.openpty()
         variables = environment(**operator.variables, TERM="xterm")
@@ -270,17 +293,13 @@ class Late:
     assert (done.returncode, done.stderr) == (130, "")
 
 
-def test_colours_are_for_terminals(sfroute_cluster: LocalCluster, sfroute_namespace: str) -> None:
-    with Router.from_url(sfroute_cluster.url) as router:
-        operator = Operator(router, sfroute_cluster.url, sfroute_namespace)
-        operator.report(0)
+@pytest.mark.slow
+def test_colours_are_for_terminals(operator: Operator) -> None:
     for command in ("pods", "doctor"):
         variables = environment(**operator.variables, TERM="xterm")
         del variables["NO_COLOR"]
-        piped = subprocess.run(
-            [*COMMAND, command], env=variables, capture_output=True, text=True, check=True
-        )
-        assert "\x1b" not in piped.stdout + piped.stderr
+        piped = operator(command, TERM="xterm", NO_COLOR="")
+        assert "\x1b" not in piped.out + piped.err
         assert on_terminal(command, variables).count("\x1b[1m") > 0
         plain = on_terminal(command, {**variables, "NO_COLOR": "1"})
         assert not re.search(r"\x1b\[3[0-9]m", plain)
@@ -302,7 +321,7 @@ def on_terminal(command: str, variables: dict[str, str]) -> str:
 def test_the_page_on_the_command_is_what_the_program_says() -> None:
     """Every command with every option; `make docs-cli` writes it."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "docs" / "cli_sessions.py"), "--check"],
+        [sys.executable, str(ROOT / "tools" / "cli_sessions.py"), "--check"],
         capture_output=True,
         text=True,
         check=False,
@@ -317,7 +336,7 @@ def test_the_page_on_the_command_is_what_the_program_says() -> None:
         own = set(options(command)) - {"--url", "--namespace", "--service", "--json", "--help"}
         assert [name for name in own if name[0] == "-" and f"`{name}`" not in section] == []
         assert "Traceback" not in section
-        assert re.search(r"127\.0\.0\.1:(?!16379)", section) is None
+        assert re.search(r"127\.0\.0\.1:(?!16379|70[78]0|8080)", section) is None
 
 
 @pytest.mark.parametrize("shell", ["bash", "fish"])

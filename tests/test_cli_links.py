@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from support.command import COMMAND, Operator, environment
 
-from sfroute import Router
+from sfroute import PodAgent, Router
 from sfroute.embedded import LocalCluster
 
 
@@ -37,7 +37,8 @@ def test_get_writes_the_pod_and_the_kind_of_the_link(operator: Operator) -> None
 
 def test_get_of_a_uid_without_a_link_exits_with_3_and_places_nobody(operator: Operator) -> None:
     operator.report(1)
-    assert operator("link", "get", "ada") == (3, "", "sfroute: the uid has no link\n")
+    where = f"of service 'chat' in namespace '{operator.namespace}'"
+    assert operator("link", "get", "ada") == (3, "", f"sfroute: the uid has no link {where}\n")
     done = operator("link", "get", "ada", "--json")
     assert (done.code, done.json["pod"], done.json["persistent"]) == (3, None, None)
     assert operator.pod_of("ada") is None
@@ -142,7 +143,7 @@ def test_batch_reads_uids_from_standard_input(operator: Operator) -> None:
     [
         (["link", "get", "a}b"], "uid must not contain"),
         (["link", "get"], "Missing argument"),
-        (["link", "set", "ada", "first"], "valid int"),
+        (["link", "set", "ada", "first"], "a pod's id is a number from 0"),
         (["link", "set", "ada", "1", "--persist-seconds", "0"], "persist_seconds must be"),
         (["link", "set", "ada", "99999999999999999999"], "pod must be from 0 to"),
         (["link", "remove", "ada", "--pod", "-2"], "--pod"),
@@ -171,7 +172,7 @@ def test_a_key_that_holds_no_link_is_told_without_the_uid(
     sfroute_cluster.execute(sfroute_cluster.primary_of(key), "SET", key, "soon")
     done = operator("link", "get", "secret-ada")
     assert (done.code, done.out) == (1, "")
-    assert "no pod id" in done.err
+    assert "not a pod id" in done.err
     assert "secret-ada" not in done.err
 
 
@@ -179,9 +180,12 @@ def test_a_key_that_holds_no_link_is_told_without_the_uid(
 
 
 def test_state_writes_and_reads_the_strings_as_they_are(operator: Operator) -> None:
-    assert operator("state", "set", "0", "Running") == (0, "", "")
+    assert operator("state", "set", "0", "Running", "--force") == (0, "", "")
     state = '{"status":"Running","load":0.5}'
-    assert operator("state", "set", "3", state, "--json").json == {"pod": 3, "state": state}
+    assert operator("state", "set", "3", state, "--json", "--force").json == {
+        "pod": 3,
+        "state": state,
+    }
     assert operator("state", "get") == (0, f"0\tRunning\n3\t{state}\n", "")
     assert operator("state", "get", "3").out == f"3\t{state}\n"
     assert operator("state", "get", "--json").json_lines == [
@@ -196,6 +200,57 @@ def test_state_of_nobody_exits_with_3(operator: Operator) -> None:
     operator.report(0)
     done = operator("state", "get", "7")
     assert done == (3, "", "sfroute: pod 7 of 'chat' has reported no state\n")
+
+
+def test_a_pod_that_never_reported_gets_no_users_by_mistake(operator: Operator) -> None:
+    operator.report(1)
+    done = operator("state", "set", "22", "Running")
+    assert done.code == 2
+    assert "Pod 22 of 'chat' has never reported" in done.err
+    assert operator("state", "set", "22", "Stopped").code == 0  # takes nobody
+    assert operator("state", "set", "23", "Running", "--force").code == 0
+    assert operator("state", "set", "1", "Running").code == 0
+    assert sorted(operator.router.get_service_state(operator.namespace, "chat")) == [1, 22, 23]
+
+
+def test_a_state_can_be_removed(operator: Operator) -> None:
+    operator.report(1)
+    operator.report(22)
+    operator.link("ada", 22)
+    assert operator("state", "remove", "22") == (0, "pod 22: the state is removed\n", "")
+    assert list(operator.router.get_service_state(operator.namespace, "chat")) == [1]
+    assert operator.pod_of("ada") == 22
+    done = operator("state", "remove", "22")
+    assert done == (3, "", "sfroute: pod 22 of 'chat' has reported no state\n")
+    assert operator("state", "remove", "1", "--json").json == {"pod": 1, "removed": True}
+
+
+def test_the_state_of_a_living_pod_is_not_removed_unasked(operator: Operator) -> None:
+    with PodAgent(operator.router, operator.namespace, "chat", 4):
+        done = operator("state", "remove", "4")
+        assert done.code == 2
+        assert "Pod 4 of 'chat' sent a heartbeat 0." in done.err
+        assert 4 in operator.router.get_service_state(operator.namespace, "chat")
+
+
+def test_a_pods_name_is_no_id_and_the_error_says_which(operator: Operator) -> None:
+    for command in (
+        ("state", "set", "chat-3", "Running"),
+        ("drain", "chat-3"),
+        ("evacuate", "chat-3"),
+    ):
+        done = operator(*command)
+        assert done.code == 2
+        assert "a pod's id is a number from 0, such as 3 for 'chat-3'" in " ".join(done.err.split())
+    assert operator("state", "get", "-1").code == 2
+    assert "number from 0" in operator("link", "remove", "ada", "--pod", "\x1b[2Jx").err
+
+
+def test_an_unreadable_state_is_shown_as_it_is(operator: Operator) -> None:
+    operator.report(6, "Runing\x1b[2J" + "x" * 100)
+    out = operator("pods").out
+    assert r"no: its state 'Runing\x1b[2J" in out
+    assert "x" * 40 not in out
 
 
 def test_what_others_wrote_cannot_command_the_terminal(operator: Operator) -> None:

@@ -16,13 +16,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import redis
 from support.command import COMMAND, Operator, environment
 
 from sfroute import DRAINING, RUNNING, AsyncPodAgent, AsyncRouter, PodAgent, Router
+from sfroute._contract.keys import link_key
+from sfroute._contract.pod_states import asked_to_drain
 from sfroute.cli.drain import asked_state, taken_up
 from sfroute.cli.top.facts import Counters, rates
 from sfroute.embedded import LocalCluster, LocalServer
-from sfroute.states import asked_to_drain
 
 QUICK = 0.1
 """Seconds between heartbeats."""
@@ -64,10 +66,36 @@ def test_pods_shows_each_pod_and_whether_it_takes_new_users(operator: Operator) 
     assert rows[0] == ["0", "Running", "-", "-", "yes"]
     assert rows[1] == ["1", "Draining", "-", "-", "no:", "status", "'Draining'"]
     assert rows[2][:3] == ["2", "Running", "0.25"]
-    assert rows[3][:3] == ["10", "Running", "0.25"]
+    assert rows[3][:5] == ["10", "dead", "(was", "Running)", "0.25"]
     assert "no: last heartbeat 6" in done.lines[4]
     # Who is more patient sees it alive.
     assert operator("pods", "--pod-timeout", "90").lines[4].endswith("yes")
+
+
+def test_pods_shows_addresses_and_labels_if_any_pod_says_them(operator: Operator) -> None:
+    operator.report(0)
+    said = {"address": "10.0.3.7:8080", "labels": {"zone": "a", "version": "2.1"}}
+    operator.report(1, json.dumps({"status": "Running", **said}))
+    hostile = {"address": "a\u202eb:1", "labels": {"zone": "\x1b[2Jc", "tier": "\u00e9"}}
+    operator.report(2, json.dumps({"status": "Running", **hostile}))
+    done = operator("pods")
+    assert [line.split()[-2:] for line in done.lines] == [
+        ["ADDRESS", "LABELS"],
+        ["-", "-"],
+        ["10.0.3.7:8080", "version=2.1,zone=a"],
+        ["-", "tier=\u00e9"],
+    ]
+    rows = operator("pods", "--json").json_lines
+    assert [row.get("address") for row in rows] == [None, "10.0.3.7:8080", None]
+    assert rows[1]["labels"] == said["labels"]
+
+
+def test_pods_shows_the_room_of_those_that_have_a_limit(operator: Operator) -> None:
+    operator.report(0)
+    operator.report(1, json.dumps({"status": "Running", "max_claims": 100, "room": 0}))
+    lines = operator("pods").lines
+    assert lines[0].split()[-1] == "ROOM"
+    assert [line.split()[-3:] for line in lines[2:]] == [["0", "of", "100"]]
 
 
 def test_pods_counts_links_and_shows_who_only_has_links(operator: Operator) -> None:
@@ -89,6 +117,7 @@ def test_pods_in_json_have_all_fields(operator: Operator) -> None:
         "status": "Running",
         "load": 0.5,
         "age": None,
+        "dead": False,
         "takes_new_users": True,
         "why_not": None,
         "extra": {"zone": "b"},
@@ -96,7 +125,8 @@ def test_pods_in_json_have_all_fields(operator: Operator) -> None:
 
 
 def test_pods_of_a_service_that_nobody_reports_exit_with_3(operator: Operator) -> None:
-    assert operator("pods") == (3, "", "sfroute: no pod of 'chat' has reported a state\n")
+    where = f"'chat' in namespace '{operator.namespace}'"
+    assert operator("pods") == (3, "", f"sfroute: no pod of {where} has reported a state\n")
 
 
 def test_tables_fit_80_columns(operator: Operator) -> None:
@@ -249,6 +279,89 @@ def test_evacuate_moves_every_link_off_a_pod(operator: Operator) -> None:
     assert (done.code, done.json["found"], done.json["moved"]) == (0, 0, 0)
 
 
+IDLE_POD = 20_000
+"""Redis 7.0 keeps one object for all keys that hold the same number below 10,000, and so one idle time."""
+
+
+def test_evacuate_counts_idle_links_apart_and_leaves_or_removes_them(
+    operator: Operator, sfroute_cluster: LocalCluster
+) -> None:
+    operator.report(0)
+    operator.report(IDLE_POD, "Draining")
+    for number in range(12):
+        operator.link(f"user-{number}", IDLE_POD)
+    for number in range(5):
+        make_idle(operator, sfroute_cluster, f"user-{number}", 31 * 86_400)
+    pod = str(IDLE_POD)
+    done = operator("evacuate", pod, "--idle", "30d", "--dry-run")
+    assert done == (0, f"7 links to pod {pod}; 5 more idle; nothing was changed\n", "")
+    done = operator("evacuate", pod, "--idle", "30d", "--yes")
+    assert done == (0, f"7 links moved off pod {pod}; 5 idle left\n", "")
+    # They are as idle as before; and nobody removes links without being asked.
+    done = operator("evacuate", pod, "--idle", "30d", "--remove-idle")
+    assert (done.code, done.out) == (2, "")
+    assert f"Move 0 links of 'chat' off pod {pod} and remove 5 idle ones?" in done.err
+    done = operator("evacuate", pod, "--idle", "30d", "--remove-idle", "--yes", "--json")
+    assert (done.code, done.json["moved"], done.json["removed"]) == (0, 0, 5)
+    assert [operator.pod_of(f"user-{number}") for number in (0, 4, 5, 11)] == [None, None, 0, 0]
+
+
+def test_doctor_counts_idle_links_and_leaves_them_idle(
+    operator: Operator, sfroute_cluster: LocalCluster
+) -> None:
+    operator.report(IDLE_POD)
+    for number in range(4):
+        operator.link(f"user-{number}", IDLE_POD)
+    make_idle(operator, sfroute_cluster, "user-0", 31 * 86_400)
+    for _ in range(2):
+        found = {
+            check["check"]: check
+            for check in operator("doctor", "--idle", "30d", "--json").json_lines
+        }
+        assert found["links"]["summary"] == "4 links, 1 of them idle"
+    operator("pods", "--links")
+    found = {
+        check["check"]: check for check in operator("doctor", "--idle", "30d", "--json").json_lines
+    }
+    assert found["links"]["summary"] == "4 links, 1 of them idle"
+    done = operator("doctor", "--idle", "30d", "--no-keys")
+    assert (done.code, done.out) == (2, "")
+
+
+def make_idle(operator: Operator, cluster: LocalCluster, uid: str, seconds: int) -> None:
+    """As if nobody had read or written the link for so long."""
+    key = link_key(operator.namespace, uid, "chat")
+    with redis.Redis(*cluster.primary_of(key).address) as client:
+        raw: Any = client
+        raw.restore(key, 0, raw.dump(key), replace=True, idletime=seconds)
+
+
+@pytest.mark.parametrize("idle", ["0", "0d", "-1", "30 d", "1w", "d", "nan", "1e9", "\u0661d"])
+def test_an_idle_time_that_is_none_is_refused(operator: Operator, idle: str) -> None:
+    done = operator("evacuate", "1", "--idle", idle)
+    assert (done.code, done.out) == (2, "")
+    assert "--idle" in done.err
+    assert operator("evacuate", "1", "--remove-idle").code == 2
+
+
+def test_evacuate_fails_for_links_that_no_call_accepts(
+    operator: Operator, sfroute_cluster: LocalCluster
+) -> None:
+    operator.report(0)
+    operator.link("ada", 1)
+    key = f"sf:{{{operator.namespace}:lk:ev}}il}}chat"
+    sfroute_cluster.execute(sfroute_cluster.primary_of(key), "SET", key, "1")
+    told = (
+        "1 link to pod 1 cannot be moved: no call accepts the uid. To see some: sfroute doctor "
+        f"--namespace {operator.namespace} --show-uids"
+    )
+    done = operator("evacuate", "1", "--dry-run")
+    assert done == (0, "1 link to pod 1; nothing was changed\n", f"sfroute: {told}\n")
+    done = operator("evacuate", "1", "--yes")
+    assert done == (1, "1 link moved off pod 1\n", f"sfroute: {told}\n")
+    assert operator("evacuate", "1", "--json").json["refused"] == 1
+
+
 def test_evacuate_asks_first_and_says_that_the_pod_still_takes_users(operator: Operator) -> None:
     operator.report(0)
     operator.report(1)
@@ -314,8 +427,9 @@ def test_an_interrupted_evacuation_says_how_far_it_came_and_can_go_on(operator: 
     operator.report(0)
     for number in range(300):
         operator.link(f"user-{number}", 7)
+    # So slow that it goes on for longer than a test may take.
     with subprocess.Popen(
-        [*COMMAND, "evacuate", "7", "--yes", "--rate", "50"],
+        [*COMMAND, "evacuate", "7", "--yes", "--rate", "4"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -323,7 +437,7 @@ def test_an_interrupted_evacuation_says_how_far_it_came_and_can_go_on(operator: 
     ) as running:
         wait_for(lambda: operator("pods", "--links", "--json").json_lines[0]["links"] > 0)
         running.send_signal(signal.SIGINT)
-        out, err = running.communicate(timeout=20)
+        out, err = running.communicate(timeout=40)
     assert (running.returncode, out) == (130, "")
     assert "links moved so far: " in err
     assert operator("evacuate", "7", "--yes").code == 0
@@ -333,8 +447,36 @@ def test_an_interrupted_evacuation_says_how_far_it_came_and_can_go_on(operator: 
 # --- watch
 
 
+def test_watch_says_what_it_waits_for() -> None:
+    with LocalCluster(1, 0) as own, Router.from_url(own.url) as router:
+        there = Operator(router, own.url, "shop")
+        with subprocess.Popen(
+            [*COMMAND, "watch"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(**there.variables),
+        ) as running:
+            assert running.stdout is not None
+            assert running.stderr is not None
+            empty = "sfroute: no pod of 'chat' in 'shop' takes users; waiting for one\n"
+            assert running.stderr.readline() == empty
+            there.report(0)
+            assert "\tjoined\t" in running.stdout.readline()
+            (node,) = own.nodes
+            own.kill(node)
+            gone = running.stderr.readline()
+            assert gone.startswith(f"sfroute: the store cannot be reached (127.0.0.1:{node.port}: ")
+            assert gone.endswith("; waiting for it\n")
+            own.restart(node)
+            assert running.stderr.readline().startswith("sfroute: the store is back after ")
+            running.send_signal(signal.SIGINT)
+            assert running.wait(10) == 130
+
+
 def test_watch_writes_a_line_for_each_change(operator: Operator) -> None:
     operator.report(0)
+    operator.report(2, "Draining")
     with subprocess.Popen(
         [*COMMAND, "watch", "--json"],
         stdout=subprocess.PIPE,
@@ -350,7 +492,8 @@ def test_watch_writes_a_line_for_each_change(operator: Operator) -> None:
             heard = json.loads(running.stdout.readline())
             return heard["change"], heard["pod"]
 
-        assert hear() == ("joined", 0)
+        assert hear() == ("present", 0)
+        assert hear() == ("present", 2)
         operator.report(4)
         assert hear() == ("joined", 4)
         operator.report(0, "Draining")
@@ -381,7 +524,7 @@ def test_top_shows_pods_links_and_rates(operator: Operator) -> None:
     assert sum(node["lanes"] for node in second["primaries"]) >= 0
     text = operator("top", "--count", "1")
     assert "links 30 (0 s ago)" in text.out
-    assert next(line.split()[:2] for line in text.lines if "Running" in line) == ["0", "Running"]
+    assert ["0", "Running"] in [line.split()[:2] for line in text.lines]
 
 
 def test_top_on_a_terminal_is_one_screen_that_changes(operator: Operator) -> None:
@@ -450,7 +593,7 @@ def test_a_single_node_is_served_too(sfroute_namespace: str) -> None:
 # --- waiting
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 40.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until

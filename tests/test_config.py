@@ -50,6 +50,8 @@ def test_settings_are_frozen_and_hold_no_other_field(config: Config) -> None:
         (RetryConfig, "connect_timeout", False),
         (PlacementConfig, "pod_view_max_age", True),
         (PlacementConfig, "pod_timeout", False),
+        (PlacementConfig, "lease_margin", True),
+        (PlacementConfig, "settle", True),
     ],
 )
 def test_seconds_are_finite_numbers_from_zero(config: Config, field: str, zero: bool) -> None:
@@ -89,6 +91,7 @@ def test_seconds_are_finite_numbers_from_zero(config: Config, field: str, zero: 
         ),
         (RouterConfig, {"client_name": "ü"}, r"RouterConfig\.client_name must be printable ASCII"),
         (RouterConfig, {"client_name": 1}, r"RouterConfig\.client_name must be printable ASCII"),
+        (RouterConfig, {"at_most_once": 1}, r"RouterConfig\.at_most_once must be a bool"),
         (RouterConfig, {"max_in_flight": 0}, r"RouterConfig\.max_in_flight must be an int >= 1"),
         (RouterConfig, {"cache": None}, r"RouterConfig\.cache must be a CacheConfig"),
         (RouterConfig, {"retry": 5}, r"RouterConfig\.retry must be a RetryConfig"),

@@ -42,7 +42,7 @@ def test_every_target_is_named_on_one_of_the_pages() -> None:
 def test_every_file_that_is_named_is_there() -> None:
     paths = {each.split()[0] for each in code(CONTRIBUTING) if re.match(r"[\w.-]+/[\w./-]+", each)}
     written = {"dist/"}
-    assert {"tests/model.py", "sfroute/_version.py", ".venv/bin/python"} <= paths
+    assert {"tests/support/model.py", "sfroute/_version.py", ".venv/bin/python"} <= paths
     assert [path for path in paths - written if not (ROOT / path).exists()] == []
 
 

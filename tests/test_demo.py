@@ -1,9 +1,11 @@
-"""``sfroute demo``: its traffic, its judgement, and that it leaves nothing behind. CI plays it in full."""
+"""The demo: its traffic, its judgement, and that it leaves nothing behind. CI plays it in full."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +17,17 @@ from typing import Any, Final
 import pytest
 from rich.console import Console
 
-from sfroute.cli.demo.departures import Departures
-from sfroute.cli.demo.director import direct
-from sfroute.cli.demo.report import GatewayReport, Outcome, PodReport, percentile
-from sfroute.cli.demo.traffic import Traffic
+ROOT: Final = Path(__file__).parent.parent
+DEMO: Final = ROOT / "examples" / "demo"
+# Its programs import each other by name.
+sys.path.insert(0, str(DEMO))
+
+from departures import Departures, DeparturesResult  # noqa: E402
+from director import direct  # noqa: E402
+from failover import Failover  # noqa: E402
+from failover_result import FailoverResult, GatewayReport, PodReport, percentile  # noqa: E402
+from traffic import Traffic  # noqa: E402
+from wipe import USERS, Wipe, WipeResult  # noqa: E402
 
 # --- the traffic
 
@@ -52,7 +61,7 @@ def test_requests_arrive_at_the_rate() -> None:
 
 # --- the judgement
 
-ALL_WELL: Final = Outcome(
+ALL_WELL: Final = FailoverResult(
     expected=4,
     gateways=[
         GatewayReport("asyncio", [(0.0, 0.001, "placed", False), (1.0, 0.5, "store", False)], []),
@@ -69,7 +78,7 @@ ALL_WELL: Final = Outcome(
 )
 
 
-ALL_MOVED: Final = Departures(
+ALL_MOVED: Final = DeparturesResult(
     drained=500,
     drained_kept=500,
     drained_new=0,
@@ -83,11 +92,11 @@ ALL_MOVED: Final = Departures(
 )
 
 
-def with_gateway(report: GatewayReport) -> Outcome:
+def with_gateway(report: GatewayReport) -> FailoverResult:
     return replace(ALL_WELL, gateways=[report, ALL_WELL.gateways[1]])
 
 
-def with_pod(pod: PodReport) -> Outcome:
+def with_pod(pod: PodReport) -> FailoverResult:
     return replace(ALL_WELL, pods=[pod, ALL_WELL.pods[1]])
 
 
@@ -128,13 +137,12 @@ def test_all_is_well_when_every_request_met_the_one_pod_of_its_user() -> None:
         ),
     ],
 )
-def test_each_broken_promise_is_told(outcome: Outcome, complaint: str) -> None:
+def test_each_broken_promise_is_told(outcome: FailoverResult, complaint: str) -> None:
     assert complaint in outcome.broken_promises()
 
 
 def test_all_is_well_when_pods_have_left_in_order() -> None:
     assert ALL_MOVED.broken_promises() == []
-    assert replace(ALL_WELL, departures=ALL_MOVED).broken_promises() == []
 
 
 @pytest.mark.parametrize(
@@ -149,8 +157,7 @@ def test_all_is_well_when_pods_have_left_in_order() -> None:
     ],
 )
 def test_each_departure_that_went_wrong_is_told(change: dict[str, Any], complaint: str) -> None:
-    outcome = replace(ALL_WELL, departures=replace(ALL_MOVED, **change))
-    assert outcome.broken_promises() == [complaint]
+    assert replace(ALL_MOVED, **change).broken_promises() == [complaint]
 
 
 @pytest.mark.parametrize(
@@ -181,6 +188,7 @@ def test_the_figures_are_there_for_programs_too() -> None:
     assert [gateway["router"] for gateway in fields["gateways"]] == ["asyncio", "threads"]
     assert [pod["pod"] for pod in fields["pods"]] == sorted(pod.pod for pod in ALL_WELL.pods)
     assert (fields["primary_killed"], fields["failover_seconds"]) == ("127.0.0.1:7000", 0.8)
+    assert json.loads(json.dumps(ALL_MOVED.fields()))["pods_in_the_end"] == [3]
 
 
 # --- the play
@@ -200,16 +208,26 @@ class Silent:
         self.done = requests
 
 
+@pytest.mark.slow
 async def test_a_primary_dies_and_nothing_gets_lost() -> None:
     audience = Silent()
-    outcome = await direct(Traffic(requests=3_000, users=1_000, rate=1_500.0), audience)
-    assert outcome.broken_promises() == []
+    scenes = (Failover(Traffic(requests=3_000, users=1_000, rate=1_500.0)), Departures(), Wipe())
+    results = await direct(scenes, audience)
+    assert {name: result.broken_promises() for name, result in results.items()} == {
+        "failover": [],
+        "departures": [],
+        "wipe": [],
+    }
     assert audience.done == 3_000
     assert any("kill -9: primary" in text for text in audience.heard)
     assert any("kill -9: pod 1" in text for text in audience.heard)
-    assert outcome.departures is not None
-    assert min(outcome.departures.drained, outcome.departures.crashed) > 400
-    assert all(pod.heartbeats > 0 for pod in outcome.pods)
+    failover, departures, wipe = (results[name] for name in ("failover", "departures", "wipe"))
+    assert isinstance(failover, FailoverResult)
+    assert isinstance(departures, DeparturesResult)
+    assert min(departures.drained, departures.crashed) > 400
+    assert isinstance(wipe, WipeResult)
+    assert wipe.users == USERS
+    assert all(pod.heartbeats > 0 for pod in failover.pods)
 
 
 def children_of(pid: int) -> set[int]:
@@ -221,6 +239,7 @@ def children_of(pid: int) -> set[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_an_interrupted_demo_leaves_nothing_behind(number: signal.Signals) -> None:
     demo = await asyncio.create_subprocess_exec(
@@ -237,3 +256,20 @@ async def test_an_interrupted_demo_leaves_nothing_behind(number: signal.Signals)
     assert said.splitlines()[-1] == "sfroute: interrupted; everything it started has ended"
     assert "Traceback" not in said
     assert [pid for pid in everybody if (Path("/proc") / str(pid)).exists()] == []
+
+
+def test_an_installed_package_says_where_the_demo_is(tmp_path: Path) -> None:
+    shutil.copytree(
+        ROOT / "sfroute", tmp_path / "sfroute", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "sfroute.cli", "demo"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "examples/demo" in done.stderr
+    assert "make demo" in done.stderr

@@ -12,12 +12,10 @@ from pathlib import Path
 from support.documents import ROOT, URLS, block, executed, pages, typed
 
 from sfroute import AsyncRouter, Router
+from sfroute._contract.scripts import SCRIPTS
 from sfroute.embedded import LocalCluster
-from sfroute.scripts import SCRIPT_NAMES
 
 README = "README.md"
-
-CALLED_BY_PYTHON = {"after_fork_in_child"}
 
 
 @dataclass
@@ -84,7 +82,7 @@ def test_the_shell_block_of_the_readme_routes_a_file(
             router.set_service_state("production", "chat", pod, "Running")
             router.set_linked_pod("production", uid, "chat", pod)
     (tmp_path / "uids.txt").write_text("ada\ngrace\n")
-    (entry,) = typed(block(README, "console", 2))
+    (entry,) = typed(block(README, "console", 3))
     command = URLS.sub(sfroute_cluster.url, entry.command)
     done = subprocess.run(
         command.replace("sfroute", f"{sys.executable} -m sfroute.cli", 1),
@@ -104,19 +102,36 @@ def test_links_between_documents_lead_somewhere() -> None:
             assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}"
 
 
+def anchors_of(page: Path) -> set[str]:
+    """The fragments of its headings, as code hosts make them."""
+    text = re.sub(
+        r"^ *```.*?^ *```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+    headings = re.findall(r"^#+ +(.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_to_headings_lead_to_one() -> None:
+    seen = 0
+    for page in pages():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for target, fragment in re.findall(r"\]\((?!https?://)([^)#]*)#([^)]+)\)", text):
+            there = (ROOT / page).parent.joinpath(target) if target else ROOT / page
+            assert fragment in anchors_of(there), f"{page} links to {target}#{fragment}"
+            seen += 1
+    assert seen > 20
+
+
 def test_every_method_of_the_routers_is_documented() -> None:
     text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     missing = [
         name
         for name in vars(Router)
-        if callable(getattr(Router, name))
-        and not name.startswith("_")
-        and name not in CALLED_BY_PYTHON
-        and f"`{name}" not in text
+        if callable(getattr(Router, name)) and not name.startswith("_") and f"`{name}" not in text
     ]
     assert missing == []
 
 
 def test_every_script_is_documented() -> None:
     text = (ROOT / "lua_scripts" / "README.md").read_text(encoding="utf-8")
-    assert [name for name in SCRIPT_NAMES if f"`{name}`" not in text] == []
+    assert [name for name in SCRIPTS if f"`{name}`" not in text] == []

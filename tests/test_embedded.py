@@ -26,11 +26,11 @@ from redis.retry import Retry
 from support.command import consecutive_ports
 
 import sfroute.embedded._node as node_module
+from sfroute._contract.keys import slot_of
 from sfroute.embedded import LocalCluster, LocalClusterError, LocalServer
 from sfroute.embedded._supervisor import PortTaken
 from sfroute.embedded._view import replicas_online
 from sfroute.errors import ConfigError, InvalidArgument
-from sfroute.keys import slot_of
 
 PASSWORD = "p@ss/w:rd %\"'"
 
@@ -331,7 +331,7 @@ class TestWhatCannotStart:
     def test_the_end_of_the_log_is_in_the_error(self) -> None:
         with pytest.raises(LocalClusterError, match="no-such-directive") as caught:
             LocalServer(extra_config={"no-such-directive": 1}).start()
-        assert "ended at start with status 1" in str(caught.value)
+        assert "exited during startup with status 1" in str(caught.value)
 
     @pytest.mark.parametrize("extra", [{"port": 1}, {"Dir": "/"}, {"maxmemory": "1\nport 1"}])
     def test_directives_that_are_set_already(self, extra: dict[str, str | int | bool]) -> None:

@@ -1,4 +1,4 @@
-"""The two fronts are one interface: what the face for asyncio has, the one for threads has, under the same name and
+"""The two fronts are one interface: what the front for asyncio has, the one for threads has, under the same name and
 words. That they also do the same is shown by tests that are run on both: those below only look that none is left out.
 """
 
@@ -10,14 +10,16 @@ import re
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import catalogue
 import pytest
-from public_api import INTERNAL, describe
+from support.public_api import describe
+from support.rows import Operation
 
 import sfroute
 from sfroute import AsyncPodAgent, AsyncRouter, PodAgent, Router
 
 RENAMED = {"aclose": "close", "__aenter__": "__enter__", "__aexit__": "__exit__"}
-OWN_WORDS = {"aclose", "open", "after_fork_in_child"}
+OWN_WORDS = {"aclose", "open"}
 """What happens there differs, such as that a thread begins or ends."""
 
 
@@ -34,11 +36,17 @@ class Fronts(NamedTuple):
 
 ROUTERS: Final = Fronts(AsyncRouter, Router)
 AGENTS: Final = Fronts(AsyncPodAgent, PodAgent)
+MADE_BY_USERS: Final = (ROUTERS, AGENTS)
+EVERY: Final = tuple(
+    Fronts(getattr(sfroute, name), getattr(sfroute, name.removeprefix("Async")))
+    for name in sorted(sfroute.__all__)
+    if name.startswith("Async")
+)
+"""A public class for asyncio has one for threads."""
 
 
 def public_names(front: type[Any]) -> set[str]:
-    names = {name for name in vars(front) if not name.startswith("_")}
-    return names - INTERNAL.get(front.__name__, set())
+    return {name for name in vars(front) if not name.startswith("_")}
 
 
 def member(front: type[Any], name: str) -> Any:
@@ -48,20 +56,32 @@ def member(front: type[Any], name: str) -> Any:
 
 SHARED = [
     pytest.param(fronts, name, id=f"{fronts.theirs.__name__}.{name}")
-    for fronts in (ROUTERS, AGENTS)
+    for fronts in EVERY
     for name in sorted(public_names(fronts.ours))
 ]
 ALL = [
     *SHARED,
     *(
         pytest.param(fronts, name, id=f"{fronts.theirs.__name__}.{name}")
-        for fronts in (ROUTERS, AGENTS)
+        for fronts in EVERY
         for name in ("__init__", "__aenter__", "__aexit__")
+        if name != "__init__" or fronts in MADE_BY_USERS
     ),
 ]
 
 
-@pytest.mark.parametrize("fronts", [ROUTERS, AGENTS], ids=["routers", "agents"])
+def test_users_make_no_front_that_the_catalogue_has_not() -> None:
+    assert set(MADE_BY_USERS) <= set(EVERY)
+    # The rest is what operations of these give.
+    given = {
+        str(inspect.signature(member(fronts.ours, name)).return_annotation)
+        for fronts in MADE_BY_USERS
+        for name in public_names(fronts.ours)
+    }
+    assert {fronts.ours.__name__ for fronts in EVERY if fronts not in MADE_BY_USERS} <= given
+
+
+@pytest.mark.parametrize("fronts", EVERY, ids=lambda fronts: fronts.theirs.__name__)
 def test_both_have_the_same_names(fronts: Fronts) -> None:
     wanted = {RENAMED.get(name, name) for name in public_names(fronts.ours)}
     assert public_names(fronts.theirs) == wanted
@@ -69,7 +89,7 @@ def test_both_have_the_same_names(fronts: Fronts) -> None:
 
 def plain(annotation: object) -> str:
     """An annotation as both should have it: an operation awaited is what the other returns."""
-    text = re.sub(r"Async(Router|Iterator|Generator)", r"\1", str(annotation))
+    text = re.sub(r"Async(Router|Iterator|Generator|Session)", r"\1", str(annotation))
     return re.sub(r"Generator\[(\w+), None(, None)?\]", r"Generator[\1]", text)
 
 
@@ -97,7 +117,7 @@ def test_both_are_of_one_kind(fronts: Fronts, name: str) -> None:
 
 
 def words(function: Any) -> str:
-    return re.sub(r"``async with``", "``with``", inspect.getdoc(function) or "")
+    return re.sub(r"``async with", "``with", inspect.getdoc(function) or "")
 
 
 @pytest.mark.parametrize(("fronts", "name"), SHARED)
@@ -114,26 +134,26 @@ def test_what_is_awaited_here_is_called_there(fronts: Fronts, name: str) -> None
     ours, theirs = fronts.pair(name)
     assert not inspect.iscoroutinefunction(theirs)
     # What is iterated says so by its annotation.
-    assert ("Async" in str(inspect.signature(ours).return_annotation)) <= (
+    returned = str(inspect.signature(ours).return_annotation)
+    assert ("AsyncGenerator" in returned or "AsyncIterator" in returned) <= (
         "Generator" in str(inspect.signature(theirs).return_annotation)
     )
 
 
 @pytest.mark.parametrize(
-    ("fronts", "wanted"),
-    [
-        (ROUTERS, {"after_fork_in_child", "from_url", "invalidate", "stats"}),
-        (AGENTS, {"conflicts", "status"}),
-    ],
+    ("fronts", "rows"), [(ROUTERS, catalogue.OPERATIONS), (AGENTS, catalogue.AGENT_OPERATIONS)]
 )
-def test_every_operation_of_the_contract_is_awaited(fronts: Fronts, wanted: set[str]) -> None:
+def test_what_touches_no_network_is_not_awaited(
+    fronts: Fronts, rows: tuple[Operation, ...]
+) -> None:
     synchronous = {
         name
         for name in public_names(fronts.ours)
         if not inspect.iscoroutinefunction(member(fronts.ours, name))
         and "AsyncGenerator" not in str(inspect.signature(member(fronts.ours, name)))
     }
-    assert synchronous == wanted
+    # Closing waits for what is under way.
+    assert synchronous == {row.name for row in rows if row.access == "local"} - {"aclose"}
 
 
 def test_both_agents_have_the_same_attributes() -> None:
@@ -141,7 +161,7 @@ def test_both_agents_have_the_same_attributes() -> None:
         [line for line in describe("agent", agent) if re.fullmatch(r"    \w+: \w+", line)]
         for agent in (AsyncPodAgent, PodAgent)
     ]
-    assert attributes[0] == attributes[1] == ["    pod: int"]
+    assert attributes[0] == attributes[1] == []
 
 
 # --- what they do
@@ -149,7 +169,6 @@ def test_both_agents_have_the_same_attributes() -> None:
 ON_BOTH: Final = {"router", "make_router", "speaker"}
 """Fixtures that give one front after the other."""
 ON_EACH: Final = {
-    "after_fork_in_child",  # Python calls it: tests/coherence/programs/forks.py
     "from_url",  # what the fixtures are made by
 }
 

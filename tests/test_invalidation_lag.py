@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sfroute.cache import CacheKey, Epoch, Flight, LookupCache
+from sfroute._contract.keys import CacheKey
+from sfroute._lookups.cache import Epoch, Flight, LookupCache
 from sfroute.config import CacheConfig
 
 KEY: CacheKey = ("tests", "ada", "chat")
@@ -14,8 +15,12 @@ class Measured:
     def __init__(self) -> None:
         self.now = 100.0
         self.lags: list[float] = []
-        self.cache = LookupCache(CacheConfig(), lambda: self.now, self.lags.append)
+        self.cache = LookupCache(CacheConfig(), lambda: self.now, self.note)
         self.look_up()
+
+    def note(self, seconds: float, writer: object) -> None:
+        self.lags.append(seconds)
+        self.writer = writer
 
     def look_up(self) -> None:
         flight = self.cache.open(Flight(KEY, self.now + 5))
@@ -24,11 +29,12 @@ class Measured:
 
 def test_the_push_of_an_own_write_is_measured_once() -> None:
     measured = Measured()
-    measured.cache.write_begins(KEY)
+    measured.cache.write_begins(KEY, "the writer")
     measured.now += 0.25
     measured.cache.invalidated(KEY)
     measured.cache.invalidated(KEY)
     assert measured.lags == [0.25]
+    assert measured.writer == "the writer"
 
 
 def test_the_push_of_a_foreign_write_is_not_measured() -> None:

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sfroute import PERSIST_FOREVER, InvalidArgument
-from sfroute.keys import (
+from sfroute._contract.keys import (
     MAX_NAME_BYTES,
     MAX_POD,
     check_link_names,

@@ -13,12 +13,12 @@ from typing import Any, cast
 
 import pytest
 import redis.cluster
-from observe import commands, reads
-from program import Client, LinkProgram, StateProgram, read_keys, unchanged
+from support.observe import commands, reads
+from support.program import Client, LinkProgram, StateProgram, read_keys, unchanged
 
 from sfroute import PERSIST_FOREVER, LeastLoaded, Link, NoRoutablePod, Pod, TrySetResult
+from sfroute._contract.keys import MAX_POD, link_key, link_prefix, slot_of, state_key, workload_key
 from sfroute.embedded import LocalCluster
-from sfroute.keys import MAX_POD, link_key, link_prefix, slot_of, state_key, workload_key
 
 Raw = redis.cluster.RedisCluster
 ADA = ("ada", "chat")
@@ -506,6 +506,15 @@ class TestRemoveLinkedPod:
 
 
 class TestRemoveLinkedPodWithId:
+    async def test_the_order_of_the_go_executor_is_refused(
+        self, router: Any, ada: LinkProgram, namespace: str
+    ) -> None:
+        """It has the seconds before the pod."""
+        await router.set_linked_pod(namespace, *ADA, 1)
+        with pytest.raises(TypeError, match="positional"):
+            await router.remove_linked_pod_with_id(namespace, *ADA, 30, 1)
+        assert kept(ada) == ("1", "1")
+
     @pytest.mark.parametrize("persist_seconds", [PERSIST_FOREVER, 100])
     async def test_a_late_disconnect_leaves_a_newer_link_alone(
         self, router: Any, ada: LinkProgram, namespace: str, persist_seconds: int
@@ -513,30 +522,35 @@ class TestRemoveLinkedPodWithId:
         await router.set_linked_pod(namespace, *ADA, 0)
         await router.set_linked_pod(namespace, *ADA, 1)
         with unchanged(ada.client, ada.link, ada.hash):
-            removed = await router.remove_linked_pod_with_id(namespace, *ADA, 0, persist_seconds)
+            removed = await router.remove_linked_pod_with_id(
+                namespace, *ADA, pod=0, persist_seconds=persist_seconds
+            )
         assert removed is False
 
     async def test_it_deletes_that_pods_link(
         self, router: Any, ada: LinkProgram, namespace: str
     ) -> None:
         await router.set_linked_pod(namespace, *ADA, 0)
-        assert await router.remove_linked_pod_with_id(namespace, *ADA, 0) is True
+        assert await router.remove_linked_pod_with_id(namespace, *ADA, pod=0) is True
         assert kept(ada) == (None, None)
 
     async def test_it_demotes_that_pods_link(
         self, router: Any, ada: LinkProgram, namespace: str
     ) -> None:
         await router.set_linked_pod(namespace, *ADA, 0)
-        assert await router.remove_linked_pod_with_id(namespace, *ADA, 0, 100) is True
+        assert (
+            await router.remove_linked_pod_with_id(namespace, *ADA, pod=0, persist_seconds=100)
+            is True
+        )
         assert kept(ada) == ("0", None)
         assert ada.ttl() in about(100)
 
     async def test_without_a_link_it_is_false(self, router: Any, namespace: str) -> None:
-        assert await router.remove_linked_pod_with_id(namespace, *ADA, 0) is False
+        assert await router.remove_linked_pod_with_id(namespace, *ADA, pod=0) is False
 
     async def test_pod_1_is_not_pod_10(self, router: Any, ada: LinkProgram, namespace: str) -> None:
         await router.set_linked_pod(namespace, *ADA, 10)
-        assert await router.remove_linked_pod_with_id(namespace, *ADA, 1) is False
+        assert await router.remove_linked_pod_with_id(namespace, *ADA, pod=1) is False
         assert kept(ada) == ("10", "10")
 
 
@@ -779,7 +793,7 @@ class TestOtherPrograms:
     async def test_links_are_respected(self, router: Any, foreign: str) -> None:
         assert await router.try_set_linked_pod(foreign, "ada", "chat", 5) == (False, 0)
         assert await router.set_linked_pod_if_absent(foreign, "bob", "chat", 5) == 12
-        assert await router.remove_linked_pod_with_id(foreign, "ada", "chat", 5) is False
+        assert await router.remove_linked_pod_with_id(foreign, "ada", "chat", pod=5) is False
         assert (await router.route(foreign, "ada", "chat")).pod == 0
         assert await router.set_linked_pod(foreign, "bob", "chat", 5) == 12
 

@@ -17,16 +17,21 @@ import pytest
 import redis
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from model import PERSIST_FOREVER, Model
-from program import Client, LinkProgram, check_keys, owner_of, primaries
 from support.documents import block
+from support.model import PERSIST_FOREVER, Model
 from support.node import EXAMPLE, NodeError, NodeLinks, require_node
+from support.program import Client, LinkProgram, check_keys, owner_of, primaries
 from test_model_machine import SETTINGS
 
 from sfroute import CacheConfig, InvalidArgument, Router, RouterConfig
+from sfroute._contract.keys import (
+    MAX_NAME_BYTES,
+    check_link_names,
+    check_persist_seconds,
+    check_pod,
+)
 from sfroute.embedded import LocalCluster
 from sfroute.embedded._node import Node
-from sfroute.keys import MAX_NAME_BYTES, check_link_names, check_persist_seconds, check_pod
 from sfroute.types import MAX_PERSIST_SECONDS
 
 NAMESPACES = (f"node{number}" for number in itertools.count())
@@ -85,14 +90,14 @@ WRITES = [
     steps("try_set_linked_pod", uids, services, pods, seconds),
     steps("set_linked_pod_if_absent", uids, services, pods, seconds, refresh=st.booleans()),
     steps("remove_linked_pod", uids, services, seconds),
-    steps("remove_linked_pod_with_id", uids, services, pods, seconds),
+    steps("remove_linked_pod_with_id", uids, services, pod=pods, persist_seconds=seconds),
 ]
 WITH_DEFAULTS = [
     steps("set_linked_pod", uids, services, pods),
     steps("try_set_linked_pod", uids, services, pods),
     steps("set_linked_pod_if_absent", uids, services, pods),
     steps("remove_linked_pod", uids, services),
-    steps("remove_linked_pod_with_id", uids, services, pods),
+    steps("remove_linked_pod_with_id", uids, services, pod=pods),
 ]
 
 
@@ -224,7 +229,7 @@ def test_a_write_of_python_is_what_node_reads(
 ) -> None:
     python.set_linked_pod(namespace, "ada", "chat", 0)
     assert node.get_linked_pod(namespace, "ada", "chat") == 0
-    python.remove_linked_pod_with_id(namespace, "ada", "chat", 0, persist_seconds=30)
+    python.remove_linked_pod_with_id(namespace, "ada", "chat", pod=0, persist_seconds=30)
     assert node.get_linked_pod(namespace, "ada", "chat") == 0
     assert node.get_linked_pod_if_persist(namespace, "ada", "chat") is None
     python.remove_linked_pod(namespace, "ada", "chat")
@@ -263,12 +268,12 @@ def test_node_refuses_the_names_that_python_refuses(
         ("get_linked_pod", []),
         ("get_linked_pod_if_persist", []),
         ("remove_linked_pod", [-1]),
-        ("remove_linked_pod_with_id", [1, -1]),
+        ("remove_linked_pod_with_id", [{"pod": 1, "persistSeconds": -1}]),
         ("get_link_service", []),
     ],
 )
 def test_every_operation_of_node_checks_names_and_tells_no_uid(
-    node: NodeLinks, namespace: str, operation: str, args: list[int]
+    node: NodeLinks, namespace: str, operation: str, args: list[Any]
 ) -> None:
     call = getattr(node, operation)
     with pytest.raises(NodeError, match="uid must not contain") as caught:
@@ -287,10 +292,10 @@ NUMBERS: list[Any] = [
 def test_node_refuses_the_pods_that_python_refuses(
     node: NodeLinks, namespace: str, pod: Any
 ) -> None:
-    for operation in ("set_linked_pod", "try_set_linked_pod", "remove_linked_pod_with_id"):
-        assert refuses(check_pod, pod) == refuses(
-            getattr(node, operation), namespace, "a", "s", pod
-        )
+    wanted = refuses(check_pod, pod)
+    for operation in ("set_linked_pod", "try_set_linked_pod"):
+        assert refuses(getattr(node, operation), namespace, "a", "s", pod) == wanted
+    assert refuses(node.remove_linked_pod_with_id, namespace, "a", "s", pod=pod) == wanted
 
 
 @pytest.mark.parametrize("held_for", [seconds for seconds in NUMBERS if seconds is not None])
@@ -298,14 +303,16 @@ def test_node_refuses_the_times_that_python_refuses(
     node: NodeLinks, namespace: str, held_for: Any
 ) -> None:
     wanted = refuses(check_persist_seconds, held_for)
-    for operation in ("set_linked_pod", "set_linked_pod_if_absent", "remove_linked_pod_with_id"):
+    for operation in ("set_linked_pod", "set_linked_pod_if_absent"):
         assert refuses(getattr(node, operation), namespace, "a", "s", 1, held_for) == wanted
     assert refuses(node.remove_linked_pod, namespace, "a", "s", held_for) == wanted
+    named = {"pod": 1, "persist_seconds": held_for}
+    assert refuses(node.remove_linked_pod_with_id, namespace, "a", "s", **named) == wanted
 
 
-def refuses(call: Any, *args: Any) -> bool:
+def refuses(call: Any, *args: Any, **options: Any) -> bool:
     try:
-        call(*args)
+        call(*args, **options)
     except InvalidArgument:
         return True
     except NodeError as error:
@@ -326,6 +333,39 @@ def test_node_raises_where_a_link_holds_no_pod_that_it_can_tell(
     assert caught.value.name == "CorruptReply"
     with pytest.raises(NodeError, match=r"SFCORRUPT|2\*\*53"):
         node.get_linked_pod_if_persist(namespace, "ada", "chat")
+
+
+# --- claims
+
+
+def test_node_claims_confirms_and_releases_beside_other_programs(
+    node: NodeLinks, client: Client, namespace: str
+) -> None:
+    ada = LinkProgram(client, namespace, "ada", "chat")
+    names = (namespace, "ada", "chat")
+    claimed = node.claim(*names, 0, "node-1")
+    fence = claimed["fence"]
+    assert claimed == {"success": True, "pod": 0, "how": "placed", "fence": fence}
+    assert ada.record() == f"{fence} 0 node-1"
+    assert ada.claim(1) == (0, "refused", 0)
+    assert node.claim(*names, 1, "node-2") == {
+        "success": False,
+        "pod": 0,
+        "how": "refused",
+        "fence": 0,
+    }
+    mine = {"held": True, "outcome": "mine", "pod": 0, "fence": fence}
+    assert node.confirm_claim(*names, 0, "node-1", fence) == mine
+    client.delete(ada.link, ada.hash, ada.claim_record)
+    assert node.confirm_claim(*names, 0, "node-1", fence) == {**mine, "outcome": "claimed"}
+    assert not node.release_claim(*names, 0, "node-2", fence)
+    assert node.release_claim(*names, 0, "node-1", fence, 30)
+    assert ada.claim(0, "node-1") == (0, "kept", fence)
+    ada.set_link(1)
+    lost = {"held": False, "outcome": "moved", "pod": 1, "fence": 0}
+    assert node.confirm_claim(*names, 0, "node-1", fence) == lost
+    with pytest.raises(NodeError, match="life must be"):
+        node.claim(*names, 0, "two words")
 
 
 # --- what the documents show

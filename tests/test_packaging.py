@@ -20,7 +20,7 @@ from typing import Final
 import pytest
 
 from sfroute import __version__
-from sfroute.scripts import SCRIPT_NAMES
+from sfroute._contract.scripts import SCRIPTS
 
 pytestmark = [pytest.mark.packaging, pytest.mark.timeout(180)]
 
@@ -35,7 +35,7 @@ SMOKE_TEST: Final = """
 
     import sfroute
     from sfroute.embedded import LocalCluster
-    from sfroute.scripts import SCRIPT_NAMES, get_script
+    from sfroute._contract.scripts import SCRIPTS, get_script
 
     assert sfroute.__file__.startswith(sys.prefix), sfroute.__file__
 
@@ -57,7 +57,7 @@ SMOKE_TEST: Final = """
     with LocalCluster(primaries=3, replicas_per_primary=0) as cluster:
         threads(cluster.url)
         asyncio.run(tasks(cluster.url))
-    print(sfroute.__version__, len([get_script(name).sha for name in SCRIPT_NAMES]))
+    print(sfroute.__version__, len([get_script(name).sha for name in SCRIPTS]))
 """
 
 
@@ -112,7 +112,7 @@ def test_the_wheel_holds_the_package_the_scripts_and_the_license(wheel: Path) ->
     description = files.read(f"sfroute-{__version__}.dist-info/METADATA").decode()
     assert f"\nVersion: {__version__}\n" in description
     names = set(files.namelist())
-    scripts = {f"sfroute/lua_scripts/{name}.lua" for name in SCRIPT_NAMES}
+    scripts = {f"sfroute/lua_scripts/{name}.lua" for name in SCRIPTS}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "sfroute").rglob("*.py")}
     assert scripts | modules | {"sfroute/py.typed"} <= names
     assert f"sfroute-{__version__}.dist-info/licenses/LICENSE" in names
@@ -134,7 +134,7 @@ def test_the_wheel_works_without_the_source_tree(python: Path, tmp_path: Path) -
     program.write_text(textwrap.dedent(SMOKE_TEST))
     done = run(python, "-I", "-W", "error", program, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{__version__} {len(SCRIPT_NAMES)}\n"
+    assert done.stdout == f"{__version__} {len(SCRIPTS)}\n"
 
 
 def test_without_the_extra_the_command_says_what_to_install(python: Path, tmp_path: Path) -> None:
@@ -176,7 +176,9 @@ def test_the_types_of_the_public_names_are_complete(python: Path, tmp_path: Path
     found = json.loads(done.stdout)["typeCompleteness"]
     assert found["moduleName"] == "sfroute"
     symbols = {symbol["name"]: symbol["diagnostics"] for symbol in found["symbols"]}
-    assert {"sfroute.router.AsyncRouter.route", "sfroute.sync.Router.route"} <= set(symbols)
+    assert {"sfroute._fronts.router.AsyncRouter.route", "sfroute._fronts.sync.Router.route"} <= set(
+        symbols
+    )
     incomplete = [
         f"{name}: {diagnostic['message']}"
         for name, diagnostics in symbols.items()

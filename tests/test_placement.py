@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections import Counter
 
@@ -21,7 +22,7 @@ from sfroute import (
     RoundRobin,
     WeightedByCapacity,
 )
-from sfroute.placement import Placements, candidates
+from sfroute._pods.policies import Placements, candidates
 
 HUGE = 10**400
 """More than a float can hold, as JSON can."""
@@ -128,6 +129,23 @@ class TestPowerOfTwoChoices:
         choice = [Candidate(number, 1.0) for number in range(10)]
         firsts = Counter(policy.rank("ada", choice)[0] for _ in range(10_000))
         assert max(firsts.values()) < 1.15 * 1000
+
+    def test_forked_workers_do_not_choose_alike(self) -> None:
+        policy = PowerOfTwoChoices()
+        choice = [Candidate(number, 1.0) for number in range(10)]
+
+        def choices_of_a_worker() -> bytes:
+            reading, writing = os.pipe()
+            child = os.fork()
+            if child == 0:
+                os.write(writing, bytes(policy.rank("ada", choice)[0] for _ in range(50)))
+                os._exit(0)
+            os.waitpid(child, 0)
+            os.close(writing)
+            with os.fdopen(reading, "rb") as told:
+                return told.read()
+
+        assert choices_of_a_worker() != choices_of_a_worker()
 
     @given(some_candidates)
     def test_the_others_follow_by_load(self, choice: list[Candidate]) -> None:

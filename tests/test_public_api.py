@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
-import inspect
+import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 import pytest
-from public_api import INTERNAL, SNAPSHOT, describe, render
+from support.public_api import MODULES, SNAPSHOT, describe, public_names, render
+from support.typed_calls import TYPED_CALLS, typed_calls
 
-import sfroute
+from sfroute import AsyncRouter, Router
+
+TYPING: Final = Path(__file__).parent / "typing_of_public_api.py"
 
 
 def test_the_public_interface_is_as_written() -> None:
@@ -25,14 +30,43 @@ def test_the_public_interface_is_as_written() -> None:
         pytest.fail(told + "\n".join(difference), pytrace=False)
 
 
-def test_what_is_left_out_is_there_and_no_part_of_it() -> None:
-    for name in ("AsyncRouter", "Router"):
-        for internal in INTERNAL[name]:
-            member = inspect.getattr_static(getattr(sfroute, name), internal)
-            words = inspect.getdoc(getattr(member, "__func__", member)) or ""
-            assert re.search("no part of the public|For the (sync front|pod agent)", words), (
-                internal
-            )
+def test_type_checkers_are_shown_every_operation_as_it_is() -> None:
+    written, now = (
+        ast.unparse(ast.parse(text))
+        for text in (TYPED_CALLS.read_text(encoding="utf-8"), typed_calls())
+    )
+    difference = list(
+        difflib.unified_diff(
+            written.splitlines(), now.splitlines(), "as written", "as it is", lineterm=""
+        )
+    )
+    if difference:
+        pytest.fail("make api, then make types\n\n" + "\n".join(difference), pytrace=False)
+
+
+def test_type_checkers_are_shown_every_public_name() -> None:
+    shown = {
+        f"{node.module}.{name.name}"
+        for node in ast.walk(ast.parse(TYPING.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom)
+        for name in node.names
+    }
+    promised = {
+        f"{module}.{name}"
+        for module in MODULES
+        for name in public_names(importlib.import_module(module)) - {"__version__"}
+    }
+    assert promised - shown == set()
+
+
+@pytest.mark.parametrize("front", [AsyncRouter, Router])
+def test_a_router_shows_nothing_but_what_is_promised(front: type[AsyncRouter | Router]) -> None:
+    router = front.from_url("redis://127.0.0.1:1")
+    _, _, rest = SNAPSHOT.read_text(encoding="utf-8").partition(f"\nclass {front.__name__}:\n")
+    promised = rest.partition("\n\n")[0]
+    names = re.findall(r"^    (?:async def |def |property )?(\w+)[(: ]", promised, re.MULTILINE)
+    shown = {each for each in dir(router) if not each.startswith("_")}
+    assert shown == {name for name in names if not name.startswith("_")} - {"async", "with"}
 
 
 class Base:

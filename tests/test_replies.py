@@ -9,9 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sfroute import CorruptReply
-from sfroute.failures import read_failure
-from sfroute.keys import MAX_POD, link_key, link_prefix, state_key
-from sfroute.replies import (
+from sfroute._contract.error_replies import read_failure
+from sfroute._contract.keys import MAX_POD, link_key, link_prefix, state_key
+from sfroute._contract.replies import (
     corrupt,
     first,
     links,
@@ -60,7 +60,7 @@ class TestPod:
         ],
     )
     def test_anything_else_is_corrupt(self, raw: object) -> None:
-        with pytest.raises(CorruptReply, match="no pod id"):
+        with pytest.raises(CorruptReply, match="not a pod id"):
             pod(raw, KEY)
 
 
@@ -169,7 +169,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("message", "advice"),
         [
-            (f"NOPERM User x has no permissions to access {UID}", "rights"),
+            (f"NOPERM User x has no permissions to access {UID}", "permissions"),
             ("NOAUTH Authentication required.", "password"),
             ("MOVED 1 127.0.0.1:7000", "redis\\+cluster://"),
             (f"ERR odd {UID}", "log"),

@@ -6,16 +6,26 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import catalogue
 import pytest
 import redis
-from program import SCRIPT_FOLDER, LinkProgram, in_threads, owner_of, run_script, source_of
 from support.documents import block
+from support.program import SCRIPT_FOLDER, LinkProgram, in_threads, owner_of, run_script, source_of
+from support.rows import Script
 
-from sfroute import scripts
+from sfroute._contract import scripts
+from sfroute._contract.keys import (
+    claim_key,
+    link_key,
+    link_prefix,
+    operation_key,
+    slot_of,
+    state_key,
+)
+from sfroute._contract.scripts import SCRIPTS, get_script, script_named
 from sfroute.errors import ConfigError, InvalidArgument
-from sfroute.keys import link_key, link_prefix, operation_key, slot_of, state_key
-from sfroute.scripts import SCRIPT_NAMES, SCRIPTS, get_script
 
 HEADER_LINE = re.compile(
     r"""--\ (?: Access:\ (?:read|write)
@@ -28,7 +38,7 @@ HEADER_LINE = re.compile(
 
 
 class TestHeader:
-    @pytest.mark.parametrize("script", SCRIPT_NAMES)
+    @pytest.mark.parametrize("script", SCRIPTS)
     def test_it_has_the_one_form(self, script: str) -> None:
         header, code = source_of(script).split("\n\n", 1)
         lines = header.splitlines()
@@ -47,21 +57,21 @@ class TestHeader:
             word for word in listed if word.startswith("SF")
         }
 
-    @pytest.mark.parametrize("script", SCRIPT_NAMES)
+    @pytest.mark.parametrize("script", SCRIPTS)
     def test_its_access_is_what_the_code_does(self, script: str) -> None:
         header, code = source_of(script).split("\n\n", 1)
-        commands = set(re.findall(r"redis\.p?call\('([A-Z]+)'", code))
+        commands = set(re.findall(r"\bp?call\('([A-Z]+)'", code))
         only_reads = commands <= {"GET", "PTTL", "HGET", "HGETALL", "HEXISTS", "HLEN", "TIME"}
         assert f"-- Access: {'read' if only_reads else 'write'}" in header.splitlines()
         assert SCRIPTS[script].read_only == only_reads
 
-    @pytest.mark.parametrize("script", SCRIPT_NAMES)
+    @pytest.mark.parametrize("script", SCRIPTS)
     def test_no_shebang_which_redis_6_does_not_know(self, script: str) -> None:
         assert not source_of(script).startswith("#!")
 
     def test_the_table_of_the_readme_is_complete(self) -> None:
         readme = (SCRIPT_FOLDER / "README.md").read_text()
-        assert set(re.findall(r"^\| `(stateful\w+)` \|", readme, re.MULTILINE)) == set(SCRIPT_NAMES)
+        assert set(re.findall(r"^\| `(stateful\w+)` \|", readme, re.MULTILINE)) == set(SCRIPTS)
 
 
 class TestLoader:
@@ -78,12 +88,23 @@ class TestLoader:
 
     def test_an_unknown_name_is_told_the_known_ones(self) -> None:
         with pytest.raises(InvalidArgument) as caught:
-            get_script("statefulSetlink")
+            script_named("statefulSetlink")
         assert "'statefulSetlink'" in str(caught.value)
-        assert all(name in str(caught.value) for name in SCRIPT_NAMES)
+        assert all(name in str(caught.value) for name in SCRIPTS)
 
     def test_a_name_is_found(self) -> None:
+        assert script_named("statefulSetLink") is SCRIPTS["statefulSetLink"]
         assert get_script("statefulSetLink") is SCRIPTS["statefulSetLink"]
+
+    def test_the_package_calls_only_scripts_that_are_there(self) -> None:
+        package = Path(scripts.__file__).parent.parent
+        called = {
+            name
+            for path in package.rglob("*.py")
+            for name in re.findall(r"get_script\(\"(\w+)\"\)", path.read_text(encoding="utf-8"))
+        }
+        assert len(called) >= 3
+        assert called <= set(SCRIPTS)
 
     def test_the_files_are_read_once_whoever_comes_first(self) -> None:
         fresh = scripts._Scripts()
@@ -97,14 +118,17 @@ class TestLoader:
         assert loaded["statefulSetLink"].source == b"return 1"
 
     def test_an_installation_without_the_files_says_so(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="has no Lua scripts; reinstall it"):
+        with pytest.raises(ConfigError, match="has no Lua scripts; reinstall sfroute"):
             scripts._load((tmp_path / "a", tmp_path / "b"))
 
-    def test_an_installation_that_lacks_a_file_names_it(self, tmp_path: Path) -> None:
-        shutil.copytree(SCRIPT_FOLDER, tmp_path / "lua_scripts")
-        (tmp_path / "lua_scripts" / "statefulGetService.lua").unlink()
+    def test_an_installation_that_lacks_a_file_names_it(self) -> None:
+        with pytest.raises(ConfigError, match=r"lacks the Lua script statefulNone\.lua; reinstall"):
+            get_script("statefulNone")
+
+    def test_a_file_that_cannot_be_read_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "statefulGetService.lua").mkdir()
         with pytest.raises(ConfigError, match=r"cannot read .*statefulGetService\.lua"):
-            scripts._load((tmp_path / "lua_scripts", SCRIPT_FOLDER))
+            scripts._load((tmp_path, SCRIPT_FOLDER))
 
 
 class TestKeys:
@@ -115,47 +139,32 @@ class TestKeys:
                 link_key("game", uid, "x.y"),
                 link_prefix("game", uid),
             ]
-            keys.append(operation_key("game", uid, "token"))
+            keys += [claim_key("game", uid, "chat"), operation_key("game", uid, "token")]
             assert len({slot_of(key) for key in keys}) == 1
 
     def test_states_and_links_are_not(self) -> None:
         assert slot_of(state_key("game", "chat")) != slot_of(link_prefix("game", "ada"))
 
-    @pytest.mark.parametrize("script", SCRIPT_NAMES)
+    @pytest.mark.parametrize("script", catalogue.SCRIPTS, ids=lambda row: row.name)
     def test_a_user_who_may_touch_nothing_else_can_run_it(
-        self, uid: LinkProgram, script: str
+        self, uid: LinkProgram, script: Script
     ) -> None:
-        calls: dict[str, tuple[list[str], list[str | int]]] = {
-            "statefulSetLink": ([uid.link, uid.hash, uid.op], [uid.service, 1, -1, 1000]),
-            "statefulSetLinkIfAbsent": (
-                [uid.link, uid.hash, uid.op],
-                [uid.service, 1, -1, 1, 1000],
-            ),
-            "statefulTrySetLink": ([uid.link, uid.hash, uid.op], [uid.service, 1, -1, 1000]),
-            "statefulRemoveLink": ([uid.link, uid.hash, uid.op], [uid.service, 10, 1000]),
-            "statefulRemoveLinkWithId": ([uid.link, uid.hash, uid.op], [uid.service, 10, 3, 1000]),
-            "statefulGetLinkIfPersist": ([uid.link], []),
-            "statefulComputeLinkIfAbsent": (
-                [uid.link, uid.hash, uid.op],
-                [uid.service, 10, "place", 1000, 1, 3, 4],
-            ),
-            "statefulGetServicePod": ([uid.hash], [1]),
-            "statefulGetService": ([uid.hash], []),
-            "statefulSetState": ([uid.hash], [1, "{}", 1]),
-            "statefulGetLinkService": ([uid.hash], []),
-        }
-        keys, args = calls[script]
-        node = owner_of(uid.client, uid.link)
-        user = f"only-{script}"
+        keys = script.keys_of(uid)
+        node = owner_of(uid.client, keys[0])
+        user = f"only-{script.name}"
         node.acl_setuser(user, enabled=True, nopass=True, reset=True, commands=["+@all"], keys=keys)
         address = node.get_connection_kwargs()
         limited = redis.Redis(
             host=address["host"], port=address["port"], username=user, password="any"
         )
         try:
-            for held_for in (-1, 3):
-                uid.set_link(3, held_for)
-                run_script(limited, script, keys, *args)
+            for persist_seconds in (-1, 3):
+                script.before(uid)
+                changed: dict[str, Any] = (
+                    {"persist_seconds": persist_seconds} if "persist_seconds" in script.args else {}
+                )
+                uid.client.delete(uid.op)
+                run_script(limited, script.name, keys, *script.argv(**changed))
             with pytest.raises(redis.exceptions.NoPermissionError):
                 limited.get(f"{uid.hash}other")
         finally:

@@ -5,106 +5,148 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import catalogue
 import pytest
 import redis.exceptions
-from program import WRITES, LinkProgram, unchanged, writing_args
+from catalogue import SCRIPTS, bad_argv, link_scripts
+from support.program import LinkProgram, run_script, unchanged
+from support.rows import Script
+
+EVERY = pytest.mark.parametrize("script", link_scripts(), ids=lambda row: row.name)
+WITH_RECORD = pytest.mark.parametrize(
+    "script", [row for row in link_scripts() if row.keeps_record], ids=lambda row: row.name
+)
+ON_CLAIMS = pytest.mark.parametrize(
+    "script", [row for row in SCRIPTS if row.keys[2:3] == ("claim",)], ids=lambda row: row.name
+)
+
+
+def link_keys(uid: LinkProgram, script: Script) -> list[str]:
+    """The keys that it may change, but for the record."""
+    return [uid.keys[name] for name in script.keys if name != "op"]
 
 
 class TestOperationRecord:
     """A write that is sent again with the same record does nothing, and says what it said."""
 
-    @pytest.mark.parametrize("script", WRITES)
+    @WITH_RECORD
     def test_a_replay_returns_the_reply_and_changes_nothing(
-        self, uid: LinkProgram, script: str
+        self, uid: LinkProgram, script: Script
     ) -> None:
-        uid.set_link(3, 10)
-        first = uid.run_once(script, *writing_args(script, 60_000))
-        with unchanged(uid.client, uid.link, uid.hash):
-            assert uid.run_once(script, *writing_args(script, 60_000)) == first
+        script.before(uid)
+        first = script.run(uid)
+        with unchanged(uid.client, *link_keys(uid, script)):
+            assert script.run(uid) == first
 
-    @pytest.mark.parametrize("script", WRITES)
+    @WITH_RECORD
     def test_a_replay_writes_to_the_record_so_that_a_wait_covers_it(
-        self, uid: LinkProgram, script: str
+        self, uid: LinkProgram, script: Script
     ) -> None:
-        uid.set_link(3, 10)
-        uid.run_once(script, *writing_args(script, 60_000))
+        script.before(uid)
+        script.run(uid)
         record = uid.client.get(uid.op)
         uid.client.pexpire(uid.op, 1000)
-        uid.run_once(script, *writing_args(script, 60_000))
+        script.run(uid)
         assert uid.client.get(uid.op) == record
         assert 58_000 <= uid.client.pttl(uid.op) <= 60_000
 
-    @pytest.mark.parametrize("script", WRITES)
+    @WITH_RECORD
     def test_a_replay_does_not_undo_what_others_have_done_since(
-        self, uid: LinkProgram, script: str
+        self, uid: LinkProgram, script: Script
     ) -> None:
-        uid.set_link(3, 10)
-        first = uid.run_once(script, *writing_args(script, 60_000))
+        script.before(uid)
+        first = script.run(uid)
         uid.set_link(3)
-        with unchanged(uid.client, uid.link, uid.hash):
-            assert uid.run_once(script, *writing_args(script, 60_000)) == first
+        with unchanged(uid.client, *link_keys(uid, script)):
+            assert script.run(uid) == first
 
-    @pytest.mark.parametrize("script", WRITES)
-    def test_the_reply_is_the_one_without_a_record(self, uid: LinkProgram, script: str) -> None:
-        uid.set_link(3, 10)
-        plain = uid.run(script, *WRITES[script])
-        uid.set_link(3, 10)
-        recorded = uid.run_once(script, *writing_args(script, 60_000))
-        replayed = uid.run_once(script, *writing_args(script, 60_000))
-        assert recorded == replayed
-        if script == "statefulComputeLinkIfAbsent":  # its last element is a time
-            assert recorded[:3] == plain[:3]
-        else:
-            assert recorded == plain
+    @WITH_RECORD
+    def test_a_replay_returns_the_reply_though_the_link_has_been_damaged_since(
+        self, uid: LinkProgram, script: Script
+    ) -> None:
+        script.before(uid)
+        first = script.run(uid)
+        uid.client.set(uid.link, "abc")
+        with unchanged(uid.client, *link_keys(uid, script)):
+            assert script.run(uid) == first
+
+    @WITH_RECORD
+    def test_the_reply_is_the_one_without_a_record(self, uid: LinkProgram, script: Script) -> None:
+        script.before(uid)
+        assert script.run(uid) == script.reply
+        assert script.run(uid) == script.reply
+        if script.record_may_be_left_out:
+            uid.client.delete(*uid.keys.values())
+            script.before(uid)
+            assert script.run(uid, recorded=False) == script.reply
 
     def test_a_refusal_is_recorded_too(self, uid: LinkProgram) -> None:
+        script = catalogue.script("statefulTrySetLink")
         uid.set_link(3)
-        args = writing_args("statefulTrySetLink", 60_000)
-        assert uid.run_once("statefulTrySetLink", *args) == ["3"]
+        assert script.run(uid) == ["3"]
         uid.remove_link()
-        assert uid.run_once("statefulTrySetLink", *args) == ["3"]
+        assert script.run(uid) == ["3"]
         assert uid.pod() is None
 
-    @pytest.mark.parametrize("script", WRITES)
+    @WITH_RECORD
     def test_the_record_expires_and_then_the_call_is_a_new_one(
-        self, uid: LinkProgram, script: str
+        self, uid: LinkProgram, script: Script
     ) -> None:
-        uid.set_link(3, 10)
-        uid.run_once(script, *writing_args(script, 60_000))
+        script.before(uid)
+        script.run(uid)
         assert 58_000 <= uid.client.pttl(uid.op) <= 60_000
-        uid.client.pexpire(uid.op, 0)
-        uid.set_link(3, 10)
-        uid.run_once(script, *writing_args(script, 60_000))
-        assert 40 <= uid.ttl() <= 50
+        uid.client.delete(*uid.keys.values())
+        script.before(uid)
+        with pytest.raises(AssertionError), unchanged(uid.client, *link_keys(uid, script)):
+            script.run(uid)
 
-    @pytest.mark.parametrize("script", WRITES)
-    def test_without_the_third_key_nothing_is_recorded(self, uid: LinkProgram, script: str) -> None:
-        uid.set_link(3)
-        uid.run(script, *writing_args(script, 60_000))
+    @WITH_RECORD
+    def test_without_its_key_nothing_is_recorded(self, uid: LinkProgram, script: Script) -> None:
+        if script.record_may_be_left_out:
+            script.before(uid)
+            script.run(uid, recorded=False, op_ms=60_000)
+            assert not uid.client.exists(uid.op)
+
+    @WITH_RECORD
+    def test_for_no_time_nothing_is_recorded(self, uid: LinkProgram, script: Script) -> None:
+        script.before(uid)
+        assert script.run(uid, op_ms=0) == script.reply
         assert not uid.client.exists(uid.op)
+        # Nor is a record that is there heeded: the call is a new one.
+        uid.client.delete(*uid.keys.values())
+        script.before(uid)
+        uid.client.set(uid.op, '["nonsense"]')
+        assert script.run(uid, op_ms=0) == script.reply
 
-    @pytest.mark.parametrize("script", WRITES)
-    def test_an_error_is_not_recorded(self, uid: LinkProgram, script: str) -> None:
+    @WITH_RECORD
+    def test_an_error_is_not_recorded(self, uid: LinkProgram, script: Script) -> None:
         uid.client.set(uid.link, "abc")
         with pytest.raises(redis.exceptions.ResponseError, match="SFCORRUPT"):
-            uid.run_once(script, *writing_args(script, 60_000))
+            script.run(uid)
         assert not uid.client.exists(uid.op)
 
-    @pytest.mark.parametrize("op_ms", ["", "0", "-1", "1.5", "1e3", "9" * 16])
-    @pytest.mark.parametrize("script", WRITES)
-    def test_a_record_needs_a_lifetime(self, uid: LinkProgram, script: str, op_ms: str) -> None:
-        uid.set_link(3)
-        with (
-            unchanged(uid.client, uid.link, uid.hash, uid.op),
-            pytest.raises(redis.exceptions.ResponseError, match=r"^SFARG op_ms"),
-        ):
-            uid.run_once(script, *writing_args(script, op_ms))
-
-    def test_a_damaged_record_is_an_error(self, uid: LinkProgram) -> None:
+    @WITH_RECORD
+    def test_a_damaged_record_is_an_error(self, uid: LinkProgram, script: Script) -> None:
+        script.before(uid)
         uid.client.hset(uid.op, "a", "b")
-        with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
-            uid.run_once("statefulSetLink", 1, -1, 60_000)
-        assert uid.pod() is None
+        with (
+            unchanged(uid.client, *uid.keys.values()),
+            pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"),
+        ):
+            script.run(uid)
+
+
+class TestWithoutRecord:
+    """What may be sent again without a record finds what it has made."""
+
+    @pytest.mark.parametrize(
+        "script", [row for row in SCRIPTS if row.harmless], ids=lambda row: row.name
+    )
+    def test_a_replay_changes_no_link_and_no_claim(self, uid: LinkProgram, script: Script) -> None:
+        script.before(uid)
+        script.run(uid)
+        with unchanged(uid.client, uid.link, uid.hash, uid.claim_record):
+            script.run(uid)
 
 
 def damage_link_text(uid: LinkProgram, text: str) -> None:
@@ -138,15 +180,46 @@ class TestDamagedKeys:
     """An error, and nothing changed."""
 
     @pytest.mark.parametrize("damage", DAMAGES)
-    @pytest.mark.parametrize("script", WRITES)
-    def test_a_write_is_refused(self, uid: LinkProgram, script: str, damage: str) -> None:
+    @EVERY
+    def test_a_write_is_refused(self, uid: LinkProgram, script: Script, damage: str) -> None:
         make, first_word = DAMAGES[damage]
         make(uid)
-        with unchanged(uid.client, uid.link, uid.hash, uid.op):
+        with unchanged(uid.client, *uid.keys.values()):
             with pytest.raises(redis.exceptions.ResponseError) as caught:
-                uid.run_once(script, *writing_args(script, 60_000))
+                script.run(uid)
             assert str(caught.value).startswith(first_word)
             assert "ada" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "record", ["", "7", "7 3", "07 3 a", "x 3 a", "7 x a", "7 - a", "7 3 -", f"{2**53} 3 a"]
+    )
+    @ON_CLAIMS
+    def test_a_damaged_claim_record_stops_every_script_of_claims(
+        self, uid: LinkProgram, script: Script, record: str
+    ) -> None:
+        uid.set_link(3)
+        uid.client.set(uid.claim_record, record)
+        self.assert_no_claim(uid, script, "SFCORRUPT The claim record")
+
+    @ON_CLAIMS
+    def test_so_does_one_of_another_type(self, uid: LinkProgram, script: Script) -> None:
+        uid.set_link(3)
+        uid.client.hset(uid.claim_record, "a", "b")
+        self.assert_no_claim(uid, script, r"WRONGTYPE KEYS\[3\]")
+
+    @ON_CLAIMS
+    def test_an_evicted_link_that_was_listed_as_nonsense(
+        self, uid: LinkProgram, script: Script
+    ) -> None:
+        uid.client.hset(uid.hash, uid.service, "x")
+        self.assert_no_claim(uid, script, "SFCORRUPT The link")
+
+    def assert_no_claim(self, uid: LinkProgram, script: Script, error: str) -> None:
+        with (
+            unchanged(uid.client, *uid.keys.values()),
+            pytest.raises(redis.exceptions.ResponseError, match=f"^{error}"),
+        ):
+            script.run(uid)
 
     @pytest.mark.parametrize(
         "damage", [damage for damage in DAMAGES if damage != "hash is a string"]
@@ -167,41 +240,34 @@ class TestArguments:
     """A wrong argument is refused before anything is changed."""
 
     @pytest.mark.parametrize(
-        "pod", ["", "-1", "abc", "1.5", "007", str(2**63), "1" * 20, "+1", " 1"]
+        ("script", "argument", "bad"),
+        [
+            pytest.param(row, name, bad, id=f"{row.name}-{name}-{bad}")
+            for row, name, bad in bad_argv()
+        ],
     )
-    @pytest.mark.parametrize("script", [name for name in WRITES if name != "statefulRemoveLink"])
-    def test_pod(self, uid: LinkProgram, script: str, pod: str) -> None:
-        args = list(WRITES[script])
-        args[{"statefulRemoveLinkWithId": 1, "statefulComputeLinkIfAbsent": 5}.get(script, 0)] = pod
-        self.assert_refused(uid, script, args)
+    def test_each_is_checked(
+        self, uid: LinkProgram, script: Script, argument: str, bad: str
+    ) -> None:
+        several = isinstance(script.args[argument], list)
+        changed: dict[str, Any] = {argument: [bad] if several else bad}
+        self.assert_refused(uid, script, script.argv(**changed))
 
-    @pytest.mark.parametrize("seconds", ["", "0", "-2", "1.5", "abc", "1e3", "9007199254741", "01"])
-    @pytest.mark.parametrize("script", WRITES)
-    def test_persist_seconds(self, uid: LinkProgram, script: str, seconds: str) -> None:
-        args = list(WRITES[script])
-        args[1 if "Set" in script else 0] = seconds
-        self.assert_refused(uid, script, args)
-
-    @pytest.mark.parametrize("refresh", ["", "2", "true"])
-    def test_refresh(self, uid: LinkProgram, refresh: str) -> None:
-        self.assert_refused(uid, "statefulSetLinkIfAbsent", [3, 100, refresh])
-
-    @pytest.mark.parametrize("mode", ["", "keep", "PLACE"])
-    def test_mode(self, uid: LinkProgram, mode: str) -> None:
-        self.assert_refused(uid, "statefulComputeLinkIfAbsent", [100, mode, 0, 0, 1])
-
-    @pytest.mark.parametrize("gone_count", ["", "-1", "2", "x"])
-    def test_gone_count(self, uid: LinkProgram, gone_count: str) -> None:
-        self.assert_refused(uid, "statefulComputeLinkIfAbsent", [100, "place", 0, gone_count, 1])
-
-    @pytest.mark.parametrize("script", WRITES)
-    def test_missing(self, uid: LinkProgram, script: str) -> None:
+    @pytest.mark.parametrize(
+        "script", [row for row in SCRIPTS if row.access == "write"], ids=lambda row: row.name
+    )
+    def test_missing_arguments(self, uid: LinkProgram, script: Script) -> None:
         self.assert_refused(uid, script, [])
 
-    def assert_refused(self, uid: LinkProgram, script: str, args: list[Any]) -> None:
-        uid.set_link(3, 100)
+    def assert_refused(self, uid: LinkProgram, script: Script, argv: list[Any]) -> None:
+        script.before(uid)
         with (
-            unchanged(uid.client, uid.link, uid.hash),
+            unchanged(uid.client, *uid.keys.values()),
             pytest.raises(redis.exceptions.ResponseError, match=r"^SFARG "),
         ):
-            uid.run(script, *args)
+            run_script(uid.client, script.name, script.keys_of(uid), *argv)
+
+    @ON_CLAIMS
+    def test_a_missing_claim_record(self, uid: LinkProgram, script: Script) -> None:
+        with pytest.raises(redis.exceptions.ResponseError, match=r"^SFARG the claim record"):
+            run_script(uid.client, script.name, [uid.link, uid.hash], *script.argv())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import redis.exceptions
-from program import LinkProgram, in_threads, unchanged
+from support.program import LinkProgram, in_threads, make_idle, owner_of, unchanged
 
 
 class TestSetLink:
@@ -181,6 +184,48 @@ class TestRemoveLinkWithId:
         assert (uid.pod(), uid.listed()) == ("0", None)
         assert 98 <= uid.ttl() <= 100
 
+    def test_an_idle_one_is_removed_only_as_long_as_it_is(self, uid: LinkProgram) -> None:
+        # Not a small number: Redis 7 keeps one object for all keys that hold the same one.
+        uid.set_link(20_000)
+        make_idle(uid.client, uid.link)
+        assert uid.remove_idle_link(20_001, 3600) == [0]
+        make_idle(uid.client, uid.link)
+        assert uid.remove_idle_link(20_000, 7200) == [0]
+        assert (uid.pod(), uid.listed()) == ("20000", "20000")
+        # That was a use of it.
+        assert uid.remove_idle_link(20_000, 1800) == [0]
+        make_idle(uid.client, uid.link)
+        assert uid.remove_idle_link(20_000, 1800) == [1]
+        assert (uid.pod(), uid.listed()) == (None, None)
+        assert uid.remove_idle_link(20_000, 1800) == [0]
+
+    def test_idle_ones_of_one_pod_are_removed_though_they_share_an_object(
+        self, uid: LinkProgram
+    ) -> None:
+        """Redis 7 keeps one for each small number, and so one idle time: whatever reads a link makes all look used."""
+        uids = [LinkProgram(uid.client, uid.namespace, uid.uid, name) for name in "abc"]
+        for one in uids:
+            one.set_link(7)
+        for one in uids:
+            make_idle(one.client, one.link)
+        assert [one.remove_idle_link(7, 1800) for one in uids] == [[1]] * 3
+        assert {(one.pod(), one.listed()) for one in uids} == {(None, None)}
+
+    def test_an_idle_one_goes_by_its_hash_and_stays_if_it_ends_by_itself(
+        self, uid: LinkProgram
+    ) -> None:
+        uid.set_link(20_000)
+        uid.client.hset(uid.hash, uid.service, "20001")
+        make_idle(uid.client, uid.link)
+        assert uid.remove_idle_link(20_000, 1800) == [0]
+        uid.client.expire(uid.link, 1000)
+        assert uid.remove_idle_link(20_001, 1800) == [0]
+        assert (uid.pod(), uid.ttl() > 0) == ("20000", True)
+        uid.client.persist(uid.link)
+        make_idle(uid.client, uid.link)
+        assert uid.remove_idle_link(20_001, 1800) == [1]
+        assert (uid.pod(), uid.listed()) == (None, None)
+
     def test_pods_are_compared_as_text_not_as_rounded_numbers(self, uid: LinkProgram) -> None:
         # Both are the same double, Lua's only kind of number.
         uid.set_link(2**53)
@@ -324,3 +369,148 @@ class TestComputeLink:
         replies = in_threads(50, lambda pod: uid.compute_link(candidates=(pod,)))
         assert sorted(reply[1] for reply in replies) == ["kept"] * 49 + ["placed"]
         assert {reply[0] for reply in replies} == {uid.pod()}
+
+
+class TestTheTwoKeysOfALink:
+    """Either can be evicted, or written by other means: each write repairs what it reads."""
+
+    @pytest.mark.parametrize(
+        "write",
+        [
+            lambda uid: uid.compute_link(candidates=(1,)),
+            lambda uid: uid.set_link_if_absent(1),
+            lambda uid: uid.try_set_link(1),
+        ],
+    )
+    def test_an_evicted_string_is_restored(
+        self, uid: LinkProgram, write: Callable[[LinkProgram], list[Any]]
+    ) -> None:
+        uid.set_link(3)
+        uid.client.delete(uid.link)
+        assert write(uid)[0] == "3"
+        assert (uid.pod(), uid.ttl(), uid.listed()) == ("3", -1, "3")
+
+    @pytest.mark.parametrize("listed", [None, "7"])
+    @pytest.mark.parametrize(
+        "write",
+        [
+            lambda uid: uid.compute_link(candidates=(1,)),
+            lambda uid: uid.set_link_if_absent(1),
+            lambda uid: uid.try_set_link(1),
+        ],
+    )
+    def test_the_hash_is_put_right(
+        self,
+        uid: LinkProgram,
+        write: Callable[[LinkProgram], list[Any]],
+        listed: str | None,
+    ) -> None:
+        uid.set_link(3)
+        uid.client.delete(uid.hash)
+        if listed is not None:
+            uid.client.hset(uid.hash, uid.service, listed)
+        assert write(uid)[0] == "3"
+        assert (uid.pod(), uid.listed()) == ("3", "3")
+
+    def test_a_temporary_link_leaves_it(self, uid: LinkProgram) -> None:
+        uid.set_link(3, 100)
+        uid.client.hset(uid.hash, uid.service, "3")
+        assert uid.compute_link(candidates=(1,))[:2] == ["3", "kept"]
+        assert uid.listed() is None
+
+    def test_a_release_finds_a_link_whose_string_was_evicted(self, uid: LinkProgram) -> None:
+        uid.set_link(3)
+        uid.client.delete(uid.link)
+        assert uid.remove_link_with_id(3) == [1]
+        assert (uid.pod(), uid.listed()) == (None, None)
+
+    def test_one_at_a_gone_pod_is_moved(self, uid: LinkProgram) -> None:
+        uid.set_link(3)
+        uid.client.delete(uid.link)
+        assert uid.compute_link(gone=(3,), candidates=(1,))[:3] == ["1", "moved", "3"]
+        assert (uid.pod(), uid.listed()) == ("1", "1")
+
+
+class TestMovesForACallersWord:
+    """A caller excludes a pod; others may think otherwise of it."""
+
+    @staticmethod
+    def notes(uid: LinkProgram) -> list[list[str]]:
+        """Why, from where, where to: the newest first."""
+        noted = uid.client.get(uid.keys["left"]) or ""
+        return [note.split(":")[:3] for note in str(noted).split()]
+
+    def test_a_move_is_noted_for_ten_minutes(self, uid: LinkProgram) -> None:
+        uid.set_link(0)
+        assert uid.exclude(0, candidates=(1,))[:2] == ["1", "moved"]
+        assert uid.place(-1, gone=(1,), candidates=(2,))[:2] == ["2", "moved"]
+        assert self.notes(uid) == [["gone", "1", "2"], ["excluded", "0", "1"]]
+        (noted_at,) = {
+            note.split(":")[3] for note in str(uid.client.get(uid.keys["left"])).split()[:1]
+        }
+        seconds, micros = owner_of(uid.client, uid.link).time()
+        assert 0 <= seconds * 1000 + micros // 1000 - int(noted_at) < 30_000
+        assert 560_000 < uid.client.pttl(uid.keys["left"]) <= 600_000
+
+    def test_placing_and_keeping_leave_no_note(self, uid: LinkProgram) -> None:
+        uid.place(-1, candidates=(1,))
+        uid.exclude(0, candidates=(2,))
+        assert self.notes(uid) == []
+
+    def test_a_link_does_not_come_back_while_it_settles(self, uid: LinkProgram) -> None:
+        uid.set_link(0)
+        uid.exclude(0, candidates=(1,))
+        assert uid.exclude(1, candidates=(0,))[:2] == ["-1", "none"]
+        assert uid.pod() == "1"
+        uid.age_notes(5)
+        assert uid.exclude(1, candidates=(0,))[:2] == ["0", "moved"]
+
+    def test_it_is_moved_twice_a_minute_at_most(self, uid: LinkProgram) -> None:
+        uid.set_link(0)
+        assert uid.exclude(0, candidates=(1, 2, 3))[0] == "1"
+        uid.age_notes(30)
+        assert uid.exclude(1, candidates=(2, 3))[0] == "2"
+        for _ in range(3):
+            assert uid.exclude(2, candidates=(3,))[:2] == ["-1", "none"]
+        uid.age_notes(30)
+        assert uid.exclude(2, candidates=(3,))[:2] == ["3", "moved"]
+
+    def test_two_that_disagree_move_it_twice_a_minute_at_most(self, uid: LinkProgram) -> None:
+        """One reaches the even pods only, the other the odd ones. They ask in turn, all the time, for five minutes."""
+        uid.set_link(0)
+        moves = 0
+        for second in range(300):
+            pod = int(uid.pod() or 0)
+            if pod % 2 == second % 2:
+                others = tuple(one for one in range(10) if one % 2 != second % 2)
+                moves += uid.exclude(pod, candidates=others)[1] == "moved"
+            if uid.client.exists(uid.keys["left"]):
+                uid.age_notes(1)
+        # The notes also age by the time that this takes.
+        assert 8 <= moves <= 12
+
+    def test_who_goes_from_pod_to_pod_is_not_held_up(self, uid: LinkProgram) -> None:
+        uid.set_link(0)
+        for excluded in range(1, 8):
+            assert uid.exclude(*range(excluded), candidates=(excluded,))[1] == "moved"
+
+    def test_a_pod_that_is_gone_needs_no_patience(self, uid: LinkProgram) -> None:
+        uid.set_link(0)
+        uid.exclude(0, candidates=(1,))
+        uid.exclude(1, candidates=(2,))
+        assert uid.place(-1, gone=(2,), candidates=(0,))[:2] == ["0", "moved"]
+
+    def test_a_clock_that_went_back_makes_no_move_younger_than_now(self, uid: LinkProgram) -> None:
+        uid.set_link(0)
+        uid.exclude(0, candidates=(1,))
+        uid.age_notes(-3600)
+        assert uid.exclude(1, candidates=(0,))[:2] == ["-1", "none"]
+
+    @pytest.mark.parametrize(
+        "noted", ["", "x", "excluded:1:2:", "excluded:1:2:x", "1 2 3", ":" * 2000]
+    )
+    def test_a_note_that_cannot_be_read_is_none(self, uid: LinkProgram, noted: str) -> None:
+        uid.set_link(0)
+        uid.client.set(uid.keys["left"], noted)
+        assert uid.exclude(0, candidates=(1,))[:2] == ["1", "moved"]
+        assert uid.client.strlen(uid.keys["left"]) <= 1000

@@ -1,20 +1,26 @@
-"""The eleven scripts as routers run them: preloaded, by SHA-1, by source where a node does not know them."""
+"""The scripts as routers run them: by SHA-1, and by source where a node does not know them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import catalogue
 import pytest
 import redis.cluster
-from conftest import SERVERS
-from observe import commands
-from program import LinkProgram, primaries
+from catalogue import link_writes
+from conftest import SingleNode
+from support.model import Model
+from support.observe import commands
+from support.program import LinkProgram, primaries
+from support.rows import Operation, Script
 
-from sfroute import InvalidArgument, Link
-from sfroute.embedded import LocalCluster, LocalServer
-from sfroute.keys import state_key
-from sfroute.scripts import SCRIPT_NAMES, SCRIPTS
+from sfroute import AsyncRouter, InvalidArgument, Link, RouterConfig
+from sfroute._contract.keys import state_key
+from sfroute._contract.scripts import SCRIPTS
+from sfroute.embedded import LocalCluster
 
 Raw = redis.cluster.RedisCluster
 
@@ -27,7 +33,7 @@ def flush_scripts(raw: Raw) -> None:
 
 
 def known_scripts(raw: Raw) -> list[list[bool]]:
-    """For every primary, whether it knows each of the eleven."""
+    """For every primary, whether it knows each script."""
     return [list(node.script_exists(*SHAS)) for node in primaries(raw)]
 
 
@@ -36,63 +42,158 @@ def link(raw: Raw, namespace: str) -> LinkProgram:
     return LinkProgram(raw, namespace, "ada", "chat")
 
 
-async def test_opening_loads_every_script_on_every_primary(
+@contextlib.asynccontextmanager
+async def fleet(url: str, size: int, **options: Any) -> AsyncIterator[list[AsyncRouter]]:
+    """So many routers, opened at once."""
+    async with contextlib.AsyncExitStack() as stack:
+        opening = (
+            stack.enter_async_context(AsyncRouter.from_url(url, config=RouterConfig(**options)))
+            for _ in range(size)
+        )
+        yield await asyncio.gather(*opening)
+
+
+async def link_all(routers: list[AsyncRouter], namespace: str, uids: range) -> None:
+    """Every router links all uids, each of its own, at once."""
+    previous = await asyncio.gather(
+        *(
+            router.set_linked_pod(namespace, f"{number}-{uid}", "chat", uid)
+            for number, router in enumerate(routers)
+            for uid in uids
+        )
+    )
+    assert previous == [None] * len(previous)
+
+
+async def test_opening_loads_no_script(
     make_router: Callable[..., Any], cluster: LocalCluster, raw: Raw
 ) -> None:
     flush_scripts(raw)
+    before = commands(cluster)
     router = make_router(cluster.url)
     await router.open()
-    owners = [node for node in cluster.nodes if node.role == "primary"]
-    assert known_scripts(raw) == [[True] * 11] * len(owners)
     await router.aclose()
+    assert not any(map(any, known_scripts(raw)))
+    assert not (commands(cluster) - before).keys() & {"script|load", "eval", "evalsha"}
 
 
-async def test_opening_loads_every_script_on_a_single_node(
-    make_router: Callable[..., Any], server: str
+@pytest.mark.parametrize("replicas", [0, 1], ids=["plain", "durable"])
+async def test_a_fleet_that_starts_at_once_brings_each_node_only_what_it_runs(
+    cluster: LocalCluster, raw: Raw, namespace: str, replicas: int
 ) -> None:
-    with LocalServer(server_binary=SERVERS[server]) as single:
-        router = make_router(single.url)
-        await router.open()
-        assert single.execute("SCRIPT", "EXISTS", *SHAS) == [1] * 11
-        await router.aclose()
+    if replicas and isinstance(cluster, SingleNode):
+        pytest.skip("a single node has no replica to wait for")
+    uids = range(20)
+    flush_scripts(raw)
+    before = commands(cluster)
+    async with fleet(cluster.url, 12, min_replica_acks=replicas) as routers:
+        await link_all(routers, namespace, uids)
+        ran = commands(cluster) - before
+        assert ran["script|load"] == 0
+        # However many calls need it: one source from each router to each node at most.
+        primaries = len(known_scripts(raw))
+        assert primaries <= ran["eval"] <= len(routers) * primaries
+        assert [sum(known) for known in known_scripts(raw)] == [1] * primaries
+        before = commands(cluster)
+        await link_all(routers, f"{namespace}-again", uids)
+        ran = commands(cluster) - before
+        assert (ran["evalsha"], ran["eval"]) == (len(routers) * len(uids), 0)
+
+
+async def test_scripts_that_are_forgotten_under_load_are_brought_once_each_time(
+    router: Any, cluster: LocalCluster, raw: Raw, namespace: str
+) -> None:
+    uids = range(100)
+    await asyncio.gather(*(router.set_linked_pod(namespace, f"{uid}", "chat", 0) for uid in uids))
+    primaries = len(known_scripts(raw))
+    before = commands(cluster)
+    rounds = 5
+    for pod in range(1, rounds + 1):
+        flush_scripts(raw)
+        # Half of them need another script.
+        calls = [
+            router.set_linked_pod(namespace, f"{uid}", "chat", pod)
+            if uid % 2
+            else router.remove_linked_pod(namespace, f"{uid}", "chat")
+            for uid in uids
+        ]
+        assert await asyncio.gather(*calls) == [pod - 1 if uid % 2 else pod == 1 for uid in uids]
+    ran = commands(cluster) - before
+    assert 2 * rounds <= ran["eval"] <= 2 * rounds * primaries
+    assert ran["script|load"] == 0
+
+
+async def test_whoever_waits_behind_a_source_that_is_not_sent_brings_it(
+    cluster: LocalCluster, raw: Raw, namespace: str
+) -> None:
+    """The caller whose command was to bring the source gives up; the others of the same node do not depend on it."""
+    async with AsyncRouter.from_url(cluster.url) as router:
+        await router.set_linked_pod(namespace, "ada", "chat", 1)
+        flush_scripts(raw)
+        calls = [
+            asyncio.ensure_future(router.set_linked_pod(namespace, "ada", f"s{number}", 1))
+            for number in range(20)
+        ]
+        while not router.stats().retries.get("NOSCRIPT"):  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0)
+        calls[0].cancel()
+        assert await asyncio.gather(*calls[1:]) == [None] * 19
+
+
+async def test_the_next_node_is_brought_the_source_once_too(
+    cluster: LocalCluster, raw: Raw, namespace: str
+) -> None:
+    """Whoever waited behind a source that was lost waits behind the next one."""
+    calls = 500
+    async with AsyncRouter.from_url(cluster.url) as router:
+        await router.set_linked_pod(namespace, "ada", "chat", 1)
+        flush_scripts(raw)
+        before = commands(cluster)
+        writes = [
+            asyncio.ensure_future(router.set_linked_pod(namespace, "ada", f"s{number}", 1))
+            for number in range(calls)
+        ]
+        while router.stats().retries.get("NOSCRIPT", 0) < calls and not all(  # noqa: ASYNC110
+            write.done() for write in writes
+        ):
+            await asyncio.sleep(0)
+        parts = router._inside.engine.parts
+        assert parts is not None
+        for channel in parts.commands._channels:
+            if channel.connection is not None:
+                channel.connection.abort()
+        # Like a replica that was promoted, it knows no script.
+        flush_scripts(raw)
+        assert await asyncio.gather(*writes) == [None] * calls
+    assert (commands(cluster) - before)["eval"] <= 10
 
 
 async def test_a_known_script_is_run_by_its_sha1(
     router: Any, cluster: LocalCluster, namespace: str
 ) -> None:
+    await router.set_linked_pod(namespace, "ada", "chat", 1)
     before = commands(cluster)
     await router.set_linked_pod(namespace, "ada", "chat", 3)
     ran = commands(cluster) - before
     assert (ran["evalsha"], ran["eval"]) == (1, 0)
 
 
-LINK_OPERATIONS: list[tuple[str, tuple[Any, ...], Any]] = [
-    ("set_linked_pod", (3,), 0),
-    ("try_set_linked_pod", (3,), (False, 0)),
-    ("set_linked_pod_if_absent", (3,), 0),
-    ("remove_linked_pod", (), True),
-    ("remove_linked_pod_with_id", (0,), True),
-]
-
-
-@pytest.mark.parametrize(("operation", "rest", "result"), LINK_OPERATIONS)
+@pytest.mark.parametrize("row", link_writes(), ids=lambda row: row.name)
 async def test_after_a_script_flush_the_operation_sends_the_source_to_the_same_node_once(
-    router: Any,
-    cluster: LocalCluster,
-    raw: Raw,
-    namespace: str,
-    operation: str,
-    rest: tuple[Any, ...],
-    result: Any,
+    router: Any, cluster: LocalCluster, raw: Raw, namespace: str, row: Operation
 ) -> None:
-    await router.set_linked_pod(namespace, "ada", "chat", 0)
+    model = Model(lambda: 0)
+    model.set_linked_pod(namespace, "ada", "chat", 1)
+    await router.set_linked_pod(namespace, "ada", "chat", 1)
     flush_scripts(raw)
-    before = commands(cluster)
-    assert await getattr(router, operation)(namespace, "ada", "chat", *rest) == result
+    before, again = commands(cluster), router.stats().retries.get("NOSCRIPT", 0)
+    arguments = row.arguments(namespace)
+    arguments.pop("timeout")
+    assert await row.call(router, **arguments) == getattr(model, row.name)(**arguments)
     ran = commands(cluster) - before
     assert (ran["evalsha"], ran["eval"], ran["script|load"]) == (1, 1, 0)
     assert sum(map(sum, known_scripts(raw))) == 1  # on the node of the uid, and nowhere else
-    assert router.stats().retries["NOSCRIPT"] == 1
+    assert router.stats().retries["NOSCRIPT"] == again + 1
 
 
 async def test_after_a_script_flush_a_uid_is_still_placed(
@@ -117,60 +218,31 @@ async def test_look_ups_and_plain_commands_need_no_script(
     assert (ran["evalsha"], ran["eval"]) == (0, 0)
 
 
-CALLS: dict[str, tuple[str, tuple[str | int, ...], Callable[[Any], bool]]] = {
-    "statefulSetLink": ("link", ("chat", 3, -1), lambda reply: reply == [b"0"]),
-    "statefulSetLinkIfAbsent": ("link", ("chat", 3, -1), lambda reply: reply == [b"0"]),
-    "statefulTrySetLink": ("link", ("chat", 0, 100), lambda reply: reply == [b"0", b"0"]),
-    "statefulRemoveLink": ("link", ("chat", 100), lambda reply: reply == [1]),
-    "statefulRemoveLinkWithId": ("link", ("chat", -1, 3), lambda reply: reply == [0]),
-    "statefulGetLinkIfPersist": ("link only", (), lambda reply: reply == [b"0"]),
-    "statefulComputeLinkIfAbsent": (
-        "link",
-        ("chat", -1, "place", 0, 0, 3),
-        lambda reply: reply == [b"0", b"kept", b"0", b"-1"],
-    ),
-    "statefulGetServicePod": ("state", (7,), lambda reply: reply[1:] == [b"Running", b"-1"]),
-    "statefulGetService": ("state", (), lambda reply: reply[1:] == [b"7", b"Running", b"-1"]),
-    "statefulSetState": ("state", (7, "Stopped"), lambda reply: reply[1:] == [b"Running"]),
-    "statefulGetLinkService": ("hash only", (), lambda reply: as_dict(reply) == {b"chat": b"0"}),
-}
-"""Every script: its keys, its arguments, and what it replies about a persistent link to pod 0."""
-
-
-def as_dict(reply: Any) -> dict[bytes, bytes]:
-    return reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
+def as_text(reply: Any) -> Any:
+    """Strings for bytes, and a list for what RESP3 has as a map."""
+    if isinstance(reply, dict):
+        reply = [each for pair in reply.items() for each in pair]
+    return [each.decode() if isinstance(each, bytes) else each for each in reply]
 
 
 class TestExecuteScript:
-    def test_there_is_a_call_for_each_of_the_eleven(self) -> None:
-        assert len(CALLS) == 11
-        assert set(CALLS) == set(SCRIPT_NAMES)
-
     @pytest.mark.parametrize("forgotten", [False, True], ids=["known", "forgotten"])
-    @pytest.mark.parametrize("script", CALLS)
+    @pytest.mark.parametrize("script", catalogue.SCRIPTS, ids=lambda row: row.name)
     async def test_it_runs(
-        self, router: Any, raw: Raw, namespace: str, link: LinkProgram, script: str, forgotten: bool
+        self, router: Any, raw: Raw, link: LinkProgram, script: Script, forgotten: bool
     ) -> None:
-        link.set_link(0)
-        raw.hset(state_key(namespace, "chat"), "7", "Running")
+        script.before(link)
         if forgotten:
             flush_scripts(raw)
-        which, args, is_right = CALLS[script]
-        keys = {
-            "link": [link.link, link.hash],
-            "link only": [link.link],
-            "hash only": [link.hash],
-            "state": [state_key(namespace, "chat")],
-        }[which]
-        reply = await router.execute_script(script, keys, list(args))
-        assert is_right(reply), reply
+        reply = await router.execute_script(script.name, script.keys_of(link), script.argv())
+        assert as_text(reply) == script.reply
 
     async def test_keys_of_several_slots_are_refused(
         self, router: Any, cluster: LocalCluster, namespace: str, link: LinkProgram
     ) -> None:
         before = commands(cluster)
         keys = [link.link, state_key(namespace, "chat")]
-        with pytest.raises(InvalidArgument, match="all of one slot"):
+        with pytest.raises(InvalidArgument, match="all in one slot"):
             await router.execute_script("statefulSetLink", keys, ["chat", 3, -1])
         assert commands(cluster) == before
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection
+from types import MappingProxyType
 
 import pytest
 from hypothesis import example, given
@@ -18,7 +20,16 @@ from sfroute import (
     UNKNOWN,
     Pod,
 )
-from sfroute.states import ROUTABLE, changes, compose_state, gone, read_pod, rejections
+from sfroute._contract.pod_states import (
+    ROUTABLE,
+    changes,
+    compose_state,
+    gone,
+    read_pod,
+    rejections,
+    silent_together,
+    time_allowed,
+)
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -102,6 +113,62 @@ class TestGone:
 
 def rejected(pods: dict[int, Pod], exclude: Collection[int] = ()) -> dict[int, str]:
     return rejections(pods, gone(pods, 6), exclude)
+
+
+class TestLeases:
+    """A pod says itself how long it may be silent."""
+
+    LEASED = MappingProxyType({"lease": 2500})
+
+    @pytest.mark.parametrize(
+        ("extra", "seconds"),
+        [
+            ({}, 6.0),
+            ({"lease": 2500}, 3.5),
+            ({"lease": 60_000}, 61.0),
+            ({"lease": 0}, 6.0),
+            ({"lease": -1}, 6.0),
+            ({"lease": True}, 6.0),
+            ({"lease": "2500"}, 6.0),
+            ({"lease": math.nan}, 6.0),
+            ({"lease": 10**30}, 6.0),
+        ],
+    )
+    def test_it_is_gone_after_its_lease_and_a_margin(
+        self, extra: dict[str, object], seconds: float
+    ) -> None:
+        assert time_allowed(Pod(0, RUNNING, extra=extra), 6.0) == seconds
+        for age, expected in ((seconds, {}), (seconds + 0.1, {0})):
+            assert set(gone({0: Pod(0, RUNNING, age=age, extra=extra)}, 6.0)) == set(expected)
+
+    def test_the_margin_is_the_gateways(self) -> None:
+        pods = {0: Pod(0, RUNNING, age=3.0, extra=self.LEASED)}
+        assert gone(pods, 6.0, 1.0) == {}
+        assert set(gone(pods, 6.0, 0.0)) == {0}
+
+
+class TestSilentTogether:
+    @pytest.mark.parametrize(
+        ("pods", "together"),
+        [
+            ({}, set()),
+            ({0: (RUNNING, 5.0)}, set()),
+            ({0: (RUNNING, 7.0)}, {0}),
+            ({0: (RUNNING, 70.0), 1: (RUNNING, 71.0), 2: (DRAINING, 75.9)}, {0, 1, 2}),
+            # One that had been silent before the last heartbeat of all is dead.
+            ({0: (RUNNING, 70.0), 1: (RUNNING, 76.1)}, {0}),
+            # One that is heard, or never was.
+            ({0: (RUNNING, 7.0), 1: (RUNNING, 1.0)}, set()),
+            ({0: (RUNNING, 7.0), 1: (PENDING, 1.0)}, set()),
+            ({0: (RUNNING, 7.0), 1: (RUNNING, None)}, set()),
+            # One that has said that it ends says nothing of the others.
+            ({0: (RUNNING, 7.0), 1: (STOPPED, 1.0), 2: (FAILED, None)}, {0}),
+            ({0: (STOPPED, 7.0)}, set()),
+        ],
+    )
+    def test_who_is(self, pods: dict[int, tuple[str, float | None]], together: set[int]) -> None:
+        found = {pod: Pod(pod, status, age=age) for pod, (status, age) in pods.items()}
+        assert silent_together(found, 6.0) == together
 
 
 class TestRejections:
@@ -224,3 +291,47 @@ class TestChanges:
         assert told(before, before) == []
         kinds = told(before, after)
         assert len({pod for _, pod in kinds}) == len(kinds) <= 5
+
+
+class TestRestarts:
+    """Another life under the same id."""
+
+    @pytest.mark.parametrize(
+        ("before", "after", "kinds"),
+        [
+            ((RUNNING, "a"), (RUNNING, "a"), []),
+            ((RUNNING, "a"), (RUNNING, "b"), ["restarted"]),
+            ((RUNNING, None), (RUNNING, "b"), []),
+            ((RUNNING, "a"), (RUNNING, None), []),
+            ((DRAINING, "a"), (RUNNING, "b"), ["restarted", "joined"]),
+            ((RUNNING, "a"), (DRAINING, "b"), ["restarted", "draining"]),
+            ((STOPPED, "a"), (RUNNING, "b"), ["joined"]),
+            ((RUNNING, "a"), (STOPPED, "b"), ["left"]),
+        ],
+    )
+    def test_it_is_told(
+        self,
+        before: tuple[str, str | None],
+        after: tuple[str, str | None],
+        kinds: list[str],
+    ) -> None:
+        old, new = (
+            {0: Pod(0, status, extra={"by": life} if life else {})}
+            for status, life in (before, after)
+        )
+        assert [change.kind for change in changes(old, new, gone(old, 6), gone(new, 6))] == kinds
+
+
+class TestWhatAPodSays:
+    def test_its_fields_have_names(self) -> None:
+        state = '{"status":"Running","by":"x","lease":2500,"address":"10.0.0.1:80","labels":{"zone":"b","n":1}}'
+        pod = read_pod(0, state, 1.0)
+        assert (pod.life, pod.lease, pod.address) == ("x", 2.5, "10.0.0.1:80")
+        assert pod.labels == {"zone": "b"}
+
+    @pytest.mark.parametrize(
+        "state", ["Running", "{}", '{"by":1,"lease":"x","address":[],"labels":[]}']
+    )
+    def test_what_is_not_there_or_of_another_type_is_none(self, state: str) -> None:
+        pod = read_pod(0, state, 1.0)
+        assert (pod.life, pod.lease, pod.address, pod.labels) == (None, None, None, {})

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import ssl
+import subprocess
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import redis
@@ -12,21 +17,23 @@ import redis.asyncio
 import redis.asyncio.cluster
 import redis.cluster
 from conftest import SERVERS, AwaitableRouter
-from program import LinkProgram
 from redis.credentials import CredentialProvider, UsernamePasswordCredentialProvider
+from support.program import LinkProgram
 
-from sfroute import AsyncRouter, ConfigError, Router, RouterConfig, StoreError
+from sfroute import AsyncRouter, ConfigError, RetryConfig, Router, RouterConfig, StoreError
+from sfroute._contract.keys import link_key
+from sfroute._net.connection import Address
+from sfroute._net.targets import StoreTarget, target_of_client, target_of_url
+from sfroute._net.url_options import HONOURED, REFUSED
 from sfroute.embedded import LocalCluster, LocalServer
-from sfroute.keys import link_key
-from sfroute.targets import StoreTarget, target_of_client, target_of_url
-from sfroute.wire import Address
+from sfroute.embedded._tls import make_certificates
 
 PASSWORD = "p@ss:w/rd %?#,é"
 ENCODED = "p%40ss%3Aw%2Frd%20%25%3F%23%2C%C3%A9"
 
 
 async def credentials(target: StoreTarget) -> tuple[str, ...]:
-    return await target.wire_settings(RouterConfig()).credentials()
+    return await target.wire_settings(RouterConfig()).credentials.get()
 
 
 class TestUrls:
@@ -42,7 +49,7 @@ class TestUrls:
     def test_the_scheme_says_cluster_and_tls(self, scheme: str, cluster: bool, tls: bool) -> None:
         target = target_of_url(f"{scheme}://db.example.org:7000")
         assert target.cluster is cluster
-        assert (target.wire_settings(RouterConfig()).tls is not None) is tls
+        assert (target.wire_settings(RouterConfig()).dialer.tls is not None) is tls
         assert target.nodes == (Address("db.example.org", 7000),)
 
     @pytest.mark.parametrize(
@@ -73,19 +80,19 @@ class TestUrls:
         assert await credentials(target_of_url(f"{scheme}://{userinfo}a:1")) == expected
 
     def test_options_have_redis_pys_names(self) -> None:
-        target = target_of_url("redis+cluster://a,b?socket_timeout=2.5&ssl_cert_reqs=none")
-        assert target.options["socket_timeout"] == 2.5
+        target = target_of_url("rediss+cluster://a,b?socket_connect_timeout=2.5&ssl_cert_reqs=none")
+        assert target.options["socket_connect_timeout"] == 2.5
         assert target.options["ssl_cert_reqs"] == "none"
 
     def test_certificates_are_checked_unless_it_says_not_to(self) -> None:
-        checked = target_of_url("rediss://a").wire_settings(RouterConfig()).tls
+        checked = target_of_url("rediss://a").wire_settings(RouterConfig()).dialer.tls
         assert checked is not None
-        assert checked.check_hostname
-        assert checked.verify_mode.name == "CERT_REQUIRED"
+        assert checked.context().check_hostname
+        assert checked.context().verify_mode.name == "CERT_REQUIRED"
         trusting = target_of_url("rediss://a?ssl_cert_reqs=none&ssl_check_hostname=false")
-        context = trusting.wire_settings(RouterConfig()).tls
-        assert context is not None
-        assert context.verify_mode.name == "CERT_NONE"
+        unchecked = trusting.wire_settings(RouterConfig()).dialer.tls
+        assert unchecked is not None
+        assert unchecked.context().verify_mode.name == "CERT_NONE"
 
     def test_a_certificate_file_that_is_missing_is_a_config_error(self) -> None:
         target = target_of_url(f"rediss://:{ENCODED}@a?ssl_ca_certs=/nowhere/ca.pem")
@@ -93,7 +100,7 @@ class TestUrls:
             target.wire_settings(RouterConfig())
         assert PASSWORD not in "".join(traceback.format_exception(caught.value))
 
-    @pytest.mark.parametrize("path", ["", "/", "/0", "?db=0", "/0?socket_timeout=1"])
+    @pytest.mark.parametrize("path", ["", "/", "/0", "?db=0", "/0?socket_connect_timeout=1"])
     def test_database_0_may_be_named(self, path: str) -> None:
         assert target_of_url(f"redis://a{path}").nodes == (Address("a", 6379),)
 
@@ -117,7 +124,22 @@ class TestUrls:
             ("redis+cluster://:{0}@a:1,:{0}@b:2", "once, before the first node"),
             ("redis+cluster://:{0}@a:1/1", "database other than 0"),
             ("redis+cluster://:{0}@a:1?db=1", "database other than 0"),
-            ("redis://:{0}@a?socket_timeout=abc", "options cannot be read"),
+            ("redis://a/queue", "database other than 0"),
+            ("redis://:{0}@a?db=x", "database other than 0"),
+            ("redis://:{0}@a#?db=0", "must not have a part after #"),
+            ("redis://:{0}@a?socket_connect_timeout=abc", "a number of seconds > 0"),
+            ("redis://:{0}@a?socket_connect_timeout=inf", "a number of seconds > 0"),
+            ("redis://:{0}@a?password={0}", "the password twice"),
+            ("redis://a?password={0}&password={0}", "the option password twice"),
+            ("redis://:{0}@a?client_name=", "client_name has no value"),
+            ("redis://:{0}@a?client_name=two%20words", "printable ASCII without spaces"),
+            ("rediss://:{0}@a?ssl_cert_reqs=nome", "none, optional or required"),
+            ("rediss://:{0}@a?ssl_check_hostname=flase", "true or false"),
+            ("rediss://:{0}@a?ssl=false", "means TLS, and ssl=false denies it"),
+            ("redis://:{0}@a?ssl=maybe", "true or false"),
+            ("redis+cluster://a?ssl_ca_certs=x", "no effect without TLS; use rediss\\+cluster://"),
+            ("redis://a?ssl=false&ssl_ca_certs=x", "no effect without TLS"),
+            ("redis://gateway:1?{0}@a", "the option that it names"),
             ("redis://:{0}@a?ssl_ca_cert=x", "does not know the option ssl_ca_cert"),
             ("redis+cluster://:{0}@a?hots=b", "does not know the option hots"),
         ],
@@ -132,6 +154,14 @@ class TestUrls:
         assert ENCODED not in said
         assert PASSWORD not in said
 
+    def test_without_tls_there_is_none(self) -> None:
+        for url in ("redis://a?ssl=false", "redis+cluster://a?ssl=0"):
+            assert target_of_url(url).wire_settings(RouterConfig()).dialer.tls is None
+
+    def test_tls_may_be_asked_for_by_its_option(self) -> None:
+        target = target_of_url("redis://a?ssl=true")
+        assert target.wire_settings(RouterConfig()).dialer.tls is not None
+
     @pytest.mark.parametrize("url", [None, b"redis://a", 7])
     def test_one_that_is_no_text_is_refused(self, url: Any) -> None:
         with pytest.raises(ConfigError, match="URL must be a str"):
@@ -144,6 +174,141 @@ class TestUrls:
         shown += f"{Router.from_url(url)!r} {AsyncRouter.from_url(url)!r}"
         assert PASSWORD not in shown
         assert ENCODED not in shown
+
+
+def options_of_redis_py() -> set[str]:
+    """Every keyword argument with which redis-py makes a client or a connection; each can stand in a URL of its own."""
+    kinds: list[Any] = [
+        redis.Redis,
+        redis.cluster.RedisCluster,
+        redis.asyncio.Redis,
+        redis.asyncio.cluster.RedisCluster,
+        redis.connection.AbstractConnection,
+        redis.connection.Connection,
+        redis.connection.SSLConnection,
+        redis.asyncio.connection.AbstractConnection,
+        redis.asyncio.connection.Connection,
+        redis.asyncio.connection.SSLConnection,
+    ]
+    names = {name for kind in kinds for name in inspect.signature(kind.__init__).parameters}
+    names |= set(redis.cluster.REDIS_ALLOWED_KEYS)
+    names |= set(redis.asyncio.connection.URL_QUERY_ARGUMENT_PARSERS)
+    return names - {"self", "kwargs"}
+
+
+EFFECTS: dict[str, tuple[str, Callable[[StoreTarget, RouterConfig], object], object]] = {
+    "username": ("gw", lambda target, _: target.options["username"], "gw"),
+    "password": ("secret", lambda target, _: target.options["password"], "secret"),
+    "db": ("0", lambda target, _: target.nodes, (Address("a", 6379),)),
+    "client_name": ("checkout", lambda _, config: config.client_name, "checkout"),
+    "socket_connect_timeout": ("0.7", lambda _, config: config.retry.connect_timeout, 0.7),
+    "protocol": ("3", lambda target, _: target.nodes, (Address("a", 6379),)),
+    "read_from_replicas": ("no", lambda target, _: target.nodes, (Address("a", 6379),)),
+    "ssl": ("yes", lambda target, _: context_of(target) is not None, True),
+    "ssl_cert_reqs": ("none", lambda target, _: context_of(target).verify_mode, ssl.CERT_NONE),
+    "ssl_check_hostname": ("0", lambda target, _: context_of(target).check_hostname, False),
+    "ssl_ciphers": (
+        "ECDHE-RSA-AES256-GCM-SHA384",
+        lambda target, _: "ECDHE-RSA-AES128-GCM-SHA256" not in ciphers_of(target),
+        True,
+    ),
+    "ssl_min_version": (
+        "772",
+        lambda target, _: context_of(target).minimum_version,
+        ssl.TLSVersion.TLSv1_3,
+    ),
+    "ssl_include_verify_flags": (
+        "[VERIFY_CRL_CHECK_LEAF]",
+        lambda target, _: ssl.VERIFY_CRL_CHECK_LEAF in context_of(target).verify_flags,
+        True,
+    ),
+    "ssl_exclude_verify_flags": (
+        "VERIFY_X509_TRUSTED_FIRST",
+        lambda target, _: ssl.VERIFY_X509_TRUSTED_FIRST in context_of(target).verify_flags,
+        False,
+    ),
+}
+"""Option -> a value, what it changes, and to what."""
+FILES_OF_TLS = {
+    "ssl_ca_certs",
+    "ssl_ca_data",
+    "ssl_ca_path",
+    "ssl_certfile",
+    "ssl_keyfile",
+    "ssl_password",
+}
+"""Honoured with real files below."""
+
+
+def context_of(target: StoreTarget) -> ssl.SSLContext:
+    tls = target.wire_settings(RouterConfig()).dialer.tls
+    assert tls is not None
+    return tls.context()
+
+
+def ciphers_of(target: StoreTarget) -> set[str]:
+    return {cipher["name"] for cipher in context_of(target).get_ciphers()}
+
+
+class TestEachOptionOfRedisPy:
+    """Nothing that a URL says is ignored: it has its effect, or it is refused with the reason."""
+
+    def test_it_is_honoured_or_refused(self) -> None:
+        assert not set(HONOURED) & set(REFUSED)
+        assert options_of_redis_py() <= set(HONOURED) | set(REFUSED)
+        assert set(HONOURED) == set(EFFECTS) | FILES_OF_TLS
+
+    @pytest.mark.parametrize("name", EFFECTS)
+    def test_one_that_is_honoured_has_an_effect(self, name: str) -> None:
+        value, effect, expected = EFFECTS[name]
+        scheme = "rediss" if name.startswith("ssl_") else "redis"
+        target = target_of_url(f"{scheme}://a?{name}={value}")
+        assert effect(target, target.completed(RouterConfig())) == expected
+
+    @pytest.mark.parametrize("name", sorted(REFUSED))
+    @pytest.mark.parametrize("front", [Router, AsyncRouter])
+    def test_one_that_is_refused_says_why(
+        self, front: type[Router | AsyncRouter], name: str
+    ) -> None:
+        with pytest.raises(ConfigError, match=f"option {name} is not honoured: .+"):
+            front.from_url(f"redis+cluster://a?{name}=1")
+
+    @pytest.mark.parametrize(
+        ("option", "why"), [("protocol=2", "RESP3"), ("read_from_replicas=true", "replica")]
+    )
+    def test_a_value_that_cannot_be_had_is_refused(self, option: str, why: str) -> None:
+        with pytest.raises(ConfigError, match=why):
+            Router.from_url(f"redis+cluster://a?{option}")
+
+    def test_files_of_tls_are_read(self, tmp_path: Path) -> None:
+        made = make_certificates(tmp_path)
+        ca, certificate, key = (str(path) for path in (made.ca, made.certificate, made.key))
+        locked = str(tmp_path / "locked.key")
+        lock = ["openssl", "ec", "-aes128", "-passout", "pass:open", "-in", key, "-out", locked]
+        subprocess.run(lock, check=True, capture_output=True)
+        url = f"rediss://a?ssl_certfile={certificate}&ssl_keyfile={locked}&ssl_password="
+        context_of(target_of_url(f"{url}open"))
+        with pytest.raises(ConfigError, match="TLS settings cannot be used"):
+            context_of(target_of_url(f"{url}shut"))
+        before = len(context_of(target_of_url("rediss://a")).get_ca_certs())
+        for option in (f"ssl_ca_certs={ca}", f"ssl_ca_data={quote(Path(ca).read_text())}"):
+            trusted = context_of(target_of_url(f"rediss://a?{option}")).get_ca_certs()
+            assert len(trusted) == before + 1
+        with pytest.raises(ConfigError, match="TLS settings cannot be used"):
+            context_of(target_of_url("rediss://a?ssl_ca_data=nonsense"))
+        context_of(target_of_url(f"rediss://a?ssl_ca_path={tmp_path}"))
+
+    def test_what_the_configuration_says_goes_before_the_url(self) -> None:
+        target = target_of_url("redis://a?client_name=url&socket_connect_timeout=0.7")
+        given = RouterConfig(client_name="given", retry=RetryConfig(connect_timeout=0.3))
+        assert target.completed(given) == given
+
+    @pytest.mark.parametrize("option", ["ssl_validate_ocsp", "ssl_validate_ocsp_stapled"])
+    def test_a_check_that_a_client_makes_and_we_cannot_is_refused(self, option: str) -> None:
+        client = redis.Redis(ssl=True)
+        client.connection_pool.connection_kwargs[option] = True
+        with pytest.raises(ConfigError, match=f"{option} cannot be taken over"):
+            Router(client)
 
 
 class TestWhatIsNoClient:
@@ -181,17 +346,17 @@ class TestClientSettings:
         settings = target_of_client(redis.Redis(credential_provider=Rotating())).wire_settings(
             RouterConfig()
         )
-        assert await settings.credentials() == ("gateway", "password1")
-        assert await settings.credentials() == ("gateway", "password2")
+        assert await settings.credentials.get() == ("gateway", "password1")
+        assert await settings.credentials.get() == ("gateway", "password2")
 
     async def test_a_password_alone_is_taken(self) -> None:
         assert await credentials(target_of_client(redis.Redis(password=PASSWORD))) == (PASSWORD,)
 
     async def test_tls_is_taken(self) -> None:
         client = redis.Redis(ssl=True, ssl_cert_reqs="none", ssl_check_hostname=False)
-        context = target_of_client(client).wire_settings(RouterConfig()).tls
-        assert context is not None
-        assert context.verify_mode.name == "CERT_NONE"
+        tls = target_of_client(client).wire_settings(RouterConfig()).dialer.tls
+        assert tls is not None
+        assert tls.context().verify_mode.name == "CERT_NONE"
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +373,7 @@ Operate = Callable[[Any], Awaitable[None]]
 
 @pytest.fixture
 def operate(namespace: str) -> Operate:
-    """Some of everything: a script, a look-up, a batch and a plain command."""
+    """Some of everything: a script, a lookup, a batch and a plain command."""
 
     async def operate(router: Any) -> None:
         assert await router.set_linked_pod(namespace, "ada", "chat", 3) is None

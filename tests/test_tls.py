@@ -16,7 +16,10 @@ from conftest import AwaitableRouter
 from test_lifecycle import forward
 
 from sfroute import AsyncRouter, Router, StoreError
+from sfroute._contract.keys import link_key, slot_of
+from sfroute._net.tls import TlsFiles
 from sfroute.embedded import LocalCluster, LocalServer
+from sfroute.embedded._tls import Certificates, make_certificates
 
 PASSWORD = "p@ss:w/rd %"
 
@@ -43,7 +46,7 @@ def store(request: pytest.FixtureRequest) -> LocalCluster | LocalServer:
 
 
 async def operate(router: Any, namespace: str) -> None:
-    """A script, look-ups over several nodes, and a plain command."""
+    """A script, lookups over several nodes, and a plain command."""
     for pod in range(6):
         assert await router.set_linked_pod(namespace, f"u{pod}", "chat", pod) is None
     uids = [f"u{pod}" for pod in range(6)]
@@ -147,3 +150,95 @@ async def test_the_version_can_be_asked_for(
     router = make_router(secured_node.url + version)
     await operate(router, namespace)
     await router.aclose()
+
+
+class TestFilesThatAreRotated:
+    """Under a running router: what was read once would refuse the servers' new certificate, or show an old one."""
+
+    @pytest.fixture
+    def rotated(self, tls_server_binary: str) -> Iterator[LocalCluster]:
+        with LocalCluster(3, 0, server_binary=tls_server_binary, tls=True) as rotated:
+            yield rotated
+
+    @staticmethod
+    def rotate(cluster: LocalCluster, made: Certificates) -> None:
+        """Let the servers use other certificates from now on, and end all connections."""
+        trusted = cluster.ca_cert
+        assert trusted is not None
+        # The tests' own way in trusts what is in this file.
+        both = trusted.read_text() + made.ca.read_text()
+        trusted.write_text(both)
+        names = ("tls-ca-cert-file", "tls-cert-file", "tls-key-file")
+        settings = zip(names, (made.ca, made.certificate, made.key), strict=True)
+        changes = [str(part) for pair in settings for part in pair]
+        for node in cluster.nodes:
+            # All at once: a certificate without its key is refused. A client's certificate is checked if it has one.
+            cluster.execute(node, "CONFIG", "SET", *changes, "tls-auth-clients", "optional")
+        for node in cluster.nodes:
+            cluster.execute(node, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+    @staticmethod
+    def install(made: Certificates, link: Path) -> None:
+        """As Kubernetes does it: all files change at once, by a symbolic link that is replaced."""
+        new = link.with_suffix(".new")
+        new.symlink_to(made.ca.parent)
+        new.replace(link)
+
+    @staticmethod
+    def make(folder: Path) -> Certificates:
+        folder.mkdir()
+        return make_certificates(folder)
+
+    @pytest.mark.parametrize("with_certificate", [False, True])
+    async def test_new_connections_use_the_new_ones(
+        self,
+        make_router: Callable[..., Any],
+        rotated: LocalCluster,
+        namespace: str,
+        tmp_path: Path,
+        with_certificate: bool,
+    ) -> None:
+        first, second = self.make(tmp_path / "first"), self.make(tmp_path / "second")
+        mounted = tmp_path / "mounted"
+        self.install(first, mounted)
+        self.rotate(rotated, first)
+        url = f"{rotated.url.partition('?')[0]}?ssl_ca_certs={mounted}/ca.crt"
+        if with_certificate:
+            url += f"&ssl_certfile={mounted}/server.crt&ssl_keyfile={mounted}/server.key"
+        router = make_router(url)
+        await router.set_linked_pod(namespace, "ada", "chat", 3)
+
+        self.install(second, mounted)
+        self.rotate(rotated, second)
+        assert await router.set_linked_pod(namespace, "ada", "chat", 4) == 3
+        await operate(router, namespace)
+        # A slot that moves is learnt from the slot map, over a connection of its own.
+        slot = slot_of(link_key(namespace, "ada", "chat"))
+        source = rotated.primary_of(slot)
+        rotated.move_slot(slot, next(node for node in rotated.nodes if node is not source))
+        assert await router.set_linked_pod(namespace, "ada", "chat", 5) == 4
+        await router.aclose()
+
+    async def test_half_of_a_rotation_changes_nothing(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A certificate whose key is not there yet: what was read before stays, and is read again later."""
+        first, second = self.make(tmp_path / "first"), self.make(tmp_path / "second")
+        files = TlsFiles(
+            {
+                "ssl_ca_certs": str(first.ca),
+                "ssl_certfile": str(first.certificate),
+                "ssl_keyfile": str(first.key),
+            }
+        )
+        before = files.context()
+        assert files.context() is before
+        second.certificate.replace(first.certificate)
+        assert files.context() is before
+        assert files.context() is before
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert "stay until they can" in caplog.text
+        second.key.replace(first.key)
+        after = files.context()
+        assert after is not before
+        assert files.context() is after

@@ -20,7 +20,7 @@ from sfroute.embedded import LocalServer
 ROOT = Path(__file__).parent.parent
 ANOTHER = "7.6.5.dev4"
 
-MEASUREMENTS = {"benchmarks.md", "performance.md", "scale.md"}
+MEASUREMENTS = {"benchmarks.md", "operation-records.md", "performance.md", "scale.md"}
 """They say which version was measured."""
 
 SPAN = """

@@ -7,13 +7,13 @@ from typing import cast
 
 import pytest
 
-from sfroute import DRAINING, RUNNING, STOPPED, PlacementConfig, Pod
-from sfroute.store import Store
-from sfroute.views import PodViews, ServiceView, notice_seconds
+from sfroute import DRAINING, RUNNING, STOPPED, PlacementConfig, Pod, RouterConfig
+from sfroute._commands.commands import Commands
+from sfroute._pods.views import PodViews, ServiceView, notice_seconds
 
 
 def view(*pods: Pod, at: float = 100.0) -> ServiceView:
-    return ServiceView({pod.id: pod for pod in pods}, at, 6.0)
+    return ServiceView({pod.id: pod for pod in pods}, at, PlacementConfig())
 
 
 def test_links_stay_with_pods_that_are_there_and_not_gone() -> None:
@@ -41,28 +41,99 @@ def test_an_old_view_proposes_only_pods_that_are_still_in_time() -> None:
     assert pods.takers((), 106.0) == []
 
 
+class TestAllSilent:
+    def test_links_of_those_that_fell_silent_together_stand(self) -> None:
+        pods = view(Pod(0, RUNNING, age=70.0), Pod(1, RUNNING, age=71.0), Pod(2, RUNNING, age=90.0))
+        assert [pod for pod in range(3) if pods.keeps(pod)] == [0, 1]
+        assert set(pods.gone) == {0, 1, 2}
+        assert (set(pods.spared), pods.leaving()) == ({0, 1}, [2])
+        # Nobody new is placed on them.
+        assert pods.takers((), 100.0) == []
+
+    def test_unless_they_are_to_move(self) -> None:
+        pods = {0: Pod(0, RUNNING, age=70.0)}
+        moving = ServiceView(pods, 100.0, PlacementConfig(all_silent="move"))
+        assert (moving.keeps(0), moving.leaving()) == (False, [0])
+
+
+class TestPodsThatAreEmptied:
+    def emptied(self, *pods: int) -> ServiceView:
+        found = {pod: Pod(pod, RUNNING) for pod in range(3)}
+        return ServiceView(found, 100.0, PlacementConfig(), emptied=frozenset(pods))
+
+    def test_they_get_nobody_while_there_is_another(self) -> None:
+        assert [pod.id for pod in self.emptied(1).takers((), 100.0)] == [0, 2]
+        assert [pod.id for pod in self.emptied(1).takers({0, 2}, 100.0)] == [1]
+        assert [pod.id for pod in self.emptied(1).takers({0, 2}, 100.0, emptied=False)] == []
+        assert self.emptied(0, 1, 2).takers((), 100.0, emptied=False) == []
+
+    def test_their_links_stay_until_they_are_moved(self) -> None:
+        assert self.emptied(1).keeps(1)
+
+
+class TestUsersInGrace:
+    """A temporary link at a draining pod: is its user away?"""
+
+    @pytest.mark.parametrize(
+        ("status", "extra", "persistent", "persist_seconds", "lets_go"),
+        [
+            (DRAINING, {}, False, -1, True),
+            (DRAINING, {}, True, -1, False),
+            (RUNNING, {}, False, -1, False),
+            # Links that are temporary all the time are those of users who are there.
+            (DRAINING, {}, False, 30, False),
+            (DRAINING, {"confirmed": ""}, False, 30, True),
+            (DRAINING, {"confirmed": ""}, True, 30, False),
+        ],
+    )
+    def test_who_leaves(
+        self,
+        status: str,
+        extra: dict[str, object],
+        persistent: bool,
+        persist_seconds: int,
+        lets_go: bool,
+    ) -> None:
+        pods = view(Pod(0, status, extra=extra), Pod(1, RUNNING))
+        asked = pods.lets_go(0, persistent=persistent, persist_seconds=persist_seconds)
+        assert asked == lets_go
+
+
 class TestStatesThatVanish:
     def test_their_pods_are_waited_for_as_long_as_for_silent_ones(self) -> None:
         before = view(Pod(0, RUNNING), Pod(1, DRAINING), Pod(2, STOPPED), at=100.0)
         after = view(Pod(3, RUNNING), at=102.0)
-        after.look_back(before, 6.0)
+        after.look_back(before)
         assert [pod for pod in range(5) if after.keeps(pod)] == [0, 1, 3]
-        assert after.usable_until == 106.0
+        assert after.usable_until == 108.0
         later = view(Pod(3, RUNNING), at=105.0)
-        later.look_back(after, 6.0)
+        later.look_back(after)
         assert later.keeps(0)
-        last = view(Pod(3, RUNNING), at=106.1)
-        last.look_back(later, 6.0)
+        last = view(Pod(3, RUNNING), at=108.1)
+        last.look_back(later)
         assert [pod for pod in range(5) if last.keeps(pod)] == [3]
+
+    def test_the_time_begins_when_others_are_seen_without_them(self) -> None:
+        before = view(Pod(0, RUNNING), Pod(1, RUNNING), at=100.0)
+        # Nobody could report for long, or nobody looked.
+        empty = view(at=160.0)
+        empty.look_back(before)
+        first = view(Pod(1, RUNNING), at=200.0)
+        first.look_back(empty)
+        second = view(Pod(1, RUNNING), at=205.9)
+        second.look_back(first)
+        third = view(Pod(1, RUNNING), at=206.1)
+        third.look_back(second)
+        assert [each.keeps(0) for each in (empty, first, second, third)] == [True] * 3 + [False]
 
     def test_they_take_no_new_uids(self) -> None:
         after = view(Pod(3, RUNNING), at=102.0)
-        after.look_back(view(Pod(0, RUNNING)), 6.0)
+        after.look_back(view(Pod(0, RUNNING)))
         assert [pod.id for pod in after.takers((), 102.0)] == [3]
 
     def test_one_that_comes_back_is_judged_by_what_it_reports(self) -> None:
         after = view(Pod(0, STOPPED), Pod(3, RUNNING), at=102.0)
-        after.look_back(view(Pod(0, RUNNING)), 6.0)
+        after.look_back(view(Pod(0, RUNNING)))
         assert not after.keeps(0)
 
 
@@ -103,7 +174,7 @@ class TestServersWhoseClocksDiffer:
 
     @pytest.fixture
     async def views(self, store: OtherClocks) -> PodViews:
-        return PodViews(cast("Store", store), PlacementConfig(), lambda: store.time)
+        return PodViews(cast("Commands", store), RouterConfig(), lambda: store.time)
 
     async def test_one_that_is_ahead_kills_nobody(
         self, store: OtherClocks, views: PodViews
@@ -124,12 +195,13 @@ class TestServersWhoseClocksDiffer:
     async def test_one_that_is_behind_kills_nobody_either(
         self, store: OtherClocks, views: PodViews
     ) -> None:
-        store.beat(0)
+        store.beat(0, 1)
         await views.get("n", "s", fresh=True)
         store.ahead = -60.0
         assert (await views.get("n", "s", fresh=True)).gone == {}
         store.beat(0)
         store.time += 7.0
+        store.beat(1)
         assert set((await views.get("n", "s", fresh=True)).gone) == {0}
 
     @pytest.mark.parametrize("takes", [0.0, 0.4])

@@ -13,19 +13,21 @@ import resource
 import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, cast
 
+import catalogue
 import hiredis
 import pytest
 import redis.crc
+from catalogue import on_store
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
-from redis.exceptions import InvalidResponse
-from support.peer import Peer, bulk
+from support.peer import Peer, bulk, script_reply
 
 from sfroute import (
+    AsyncPodAgent,
     AsyncRouter,
     CacheConfig,
     CorruptReply,
@@ -35,8 +37,7 @@ from sfroute import (
     SfrouteError,
     StoreUnavailable,
 )
-from sfroute.cache import Flight, LookupCache, Waiter
-from sfroute.keys import (
+from sfroute._contract.keys import (
     check_link_names,
     link_key,
     link_prefix,
@@ -44,11 +45,15 @@ from sfroute.keys import (
     operation_key,
     parse_link_key,
 )
-from sfroute.lane import Lane, Read
-from sfroute.reader import MAX_REPLY_BYTES
-from sfroute.slotmap import MAX_NODES, checked_slot_map
+from sfroute._contract.scripts import SCRIPTS
+from sfroute._lookups.cache import Flight, LookupCache, Waiter
+from sfroute._lookups.lane import Lane, LinkWatcher, Read
+from sfroute._net.connection import Address, Connection, ConnectionLost, Token, WireSettings
+from sfroute._net.lineage import Lineage
+from sfroute._net.resp import MAX_REPLY_BYTES
+from sfroute._net.slot_map import MAX_NODES, NoSlotMap, read_slot_map
+from sfroute._net.topology import SingleNode
 from sfroute.telemetry import Telemetry
-from sfroute.wire import Address, Connection, ConnectionLost, Token, WireSettings
 
 MINUTES = float(os.environ.get("SFROUTE_FUZZ_MINUTES", "0"))
 """How long to look for trouble; 0: only a few hundred examples. `make fuzz` sets it."""
@@ -85,7 +90,7 @@ def peak_megabytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-PROPERTIES = 6
+PROPERTIES = 7
 """Those that share MINUTES."""
 
 # --- what a user may call themselves
@@ -93,6 +98,7 @@ PROPERTIES = 6
 names = st.text(st.characters(), max_size=12) | st.text("{}:a\x00\n\u00e9\ud800sf lk", max_size=12)
 
 
+@pytest.mark.slow
 def test_whatever_names_are_accepted_stay_in_their_key() -> None:
     @fuzz(500)
     @given(names, names, names)
@@ -331,6 +337,7 @@ def converse(chunks: list[bytes], commands: int) -> Followed:
     return followed
 
 
+@pytest.mark.slow
 def test_whatever_arrives_everybody_is_told_once() -> None:
     @fuzz(300)
     @given(chunked(), st.integers(0, 12))
@@ -344,6 +351,7 @@ def test_whatever_arrives_everybody_is_told_once() -> None:
     again(check)
 
 
+@pytest.mark.slow
 def test_where_the_network_cuts_makes_no_difference() -> None:
     @fuzz(200)
     @given(valid, st.data())
@@ -401,6 +409,7 @@ def test_an_endless_reply_is_cut_off() -> None:
 
 
 @pytest.mark.parametrize("one", [b"*0\r\n", b"%0\r\n", b"+ab\r\n", b",1\r\n"])
+@pytest.mark.slow
 def test_nor_does_a_crowd_of_little_ones_take_more(one: bytes) -> None:
     chunk = (b"*9000\r\n" + one * 9000) * 20
     before = peak_megabytes()
@@ -423,6 +432,7 @@ print(after.ru_maxrss - before.ru_maxrss, after.ru_utime + after.ru_stime - befo
 """
 
 
+@pytest.mark.slow
 def test_what_is_only_announced_takes_no_memory_and_no_time() -> None:
     program = ANNOUNCE.format(tests=os.path.dirname(__file__))  # noqa: PTH120
     done = subprocess.run(
@@ -438,10 +448,12 @@ def test_what_is_only_announced_takes_no_memory_and_no_time() -> None:
 
 
 class Owner:
-    """Who is told of the reads that got no answer: as ``Lookups``, but gives up at once."""
+    """Who is told of the reads that got no answer: as ``Dispatch``, but gives up at once."""
 
     def __init__(self, cache: LookupCache) -> None:
         self.cache = cache
+        self.watchers: list[LinkWatcher] = []
+        self.lineage = Lineage(SingleNode(Address("127.0.0.1", 1)), time.monotonic)
 
     def _end(self, flight: Flight) -> None:
         self.cache.fail(flight, RuntimeError())
@@ -457,6 +469,9 @@ class Owner:
 
     def ask_again(self, read: Read, waiters: list[Waiter]) -> None:
         raise AssertionError("nobody has joined late")
+
+    def answers_again(self, lane: Lane) -> None:
+        raise AssertionError("the lane was never in trouble")
 
     def note_error(self, batch: object, error: hiredis.ReplyError) -> None:
         raise AssertionError("nothing is traced")
@@ -480,7 +495,7 @@ class Woken:
 
 
 async def look_up(runs: list[tuple[list[bytes], list[bool], bool]]) -> None:
-    """A lane, its look-ups of links and of uids, some after ASKING, and what a server sends it."""
+    """A lane, its lookups of links and of uids, some after ASKING, and what a server sends it."""
     for chunks, kinds, cancelled in runs:
         config = RouterConfig(cache=CacheConfig(heartbeat=3600.0, heartbeat_timeout=7200.0))
         cache = LookupCache(config.cache, time.monotonic)
@@ -499,7 +514,7 @@ async def look_up(runs: list[tuple[list[bytes], list[bool], bool]]) -> None:
         connection = Connection(lane.channel)
         connection.connection_made(cast("asyncio.Transport", wire))
         connection.server_version = (9, 1)
-        lane.channel._up(connection, [b"OK"], time.monotonic())
+        lane.channel._up(connection, [b"", b"", b"OK"], time.monotonic())
         waiting = []
         for number, of_a_link in enumerate(kinds):
             uid = f"u{number}"
@@ -533,6 +548,7 @@ def _ignore(*_: object) -> None:
     pass
 
 
+@pytest.mark.slow
 def test_whatever_a_lane_is_sent_every_look_up_ends() -> None:
     runs = st.lists(
         st.tuples(chunked(), st.lists(st.booleans(), max_size=8), st.booleans()),
@@ -558,24 +574,7 @@ IMPATIENT = RouterConfig(
     retry=RetryConfig(deadline=0.05, base=0.001, cap=0.01, connect_timeout=0.05),
 )
 
-CALLS: dict[str, tuple[Any, ...]] = {
-    "get_linked_pod": ("ns", "ada", "chat"),
-    "get_link_service": ("ns", "ada"),
-    "batch_get_linked_pod": ("ns", ["ada", "bob"], "chat"),
-    "set_linked_pod": ("ns", "ada", "chat", 1),
-    "try_set_linked_pod": ("ns", "ada", "chat", 1),
-    "set_linked_pod_if_absent": ("ns", "ada", "chat", 1),
-    "remove_linked_pod": ("ns", "ada", "chat"),
-    "remove_linked_pod_with_id": ("ns", "ada", "chat", 1),
-    "move_linked_pod": ("ns", "ada", "chat", 1, 2),
-    "route": ("ns", "ada", "chat"),
-    "get_pods": ("ns", "chat"),
-    "get_service_state": ("ns", "chat"),
-    "set_service_state": ("ns", "chat", 1, "Running"),
-    "get_workload_state": ("ns", "chat"),
-    "get_workload_state_batch": ("ns", ["chat", "game"]),
-    "set_workload_state": ("ns", "chat", "up"),
-}
+CALLS = sorted(row.name for row in on_store() if not row.iterated)
 
 
 @contextlib.contextmanager
@@ -600,8 +599,10 @@ async def call(operation: str, answers: dict[str, list[bytes]], cluster: bool) -
             try:
                 # Longer than any deadline above: whoever takes so long hangs.
                 async with asyncio.timeout(20):
-                    await getattr(router, operation)(*CALLS[operation])
+                    row = catalogue.operation(operation)
+                    await row.call(router, **row.arguments())
             except SfrouteError as error:
+                assert type(error) in catalogue.operation(operation).may_raise  # noqa: PT017
                 assert "ada" not in str(error)  # noqa: PT017 - nor need there be one
             finally:
                 await router.aclose()
@@ -620,11 +621,12 @@ def hello_of(version: bytes) -> bytes:
     return b"%1\r\n" + bulk("version") + version
 
 
+@pytest.mark.slow
 def test_whatever_a_server_answers_a_call_ends_with_a_result_or_a_named_error() -> None:
     with asyncio.Runner() as runner:
 
         @fuzz(150)
-        @given(st.sampled_from(sorted(CALLS)), answers, st.booleans())
+        @given(st.sampled_from(CALLS), answers, st.booleans())
         @example("get_linked_pod", {"hello": [hello_of(b":7\r\n")]}, False)
         @example("get_linked_pod", {"hello": [hello_of(bulk(b"9" * 5000))]}, False)
         @example("get_linked_pod", {"get": [b"-MOVED 99999 127.0.0.1:1\r\n"]}, True)
@@ -635,6 +637,115 @@ def test_whatever_a_server_answers_a_call_ends_with_a_result_or_a_named_error() 
         )
         def check(operation: str, planned: dict[str, list[bytes]], cluster: bool) -> None:
             runner.run(call(operation, planned, cluster))
+
+        again(check)
+
+
+# --- an agent and its peer
+
+BY_SHA = {script.sha.encode(): name for name, script in SCRIPTS.items()}
+HONEST = {
+    "statefulSetState": b"*4\r\n:1\r\n_\r\n" + bulk("stored") + bulk("1"),
+    "statefulClaim": script_reply("1", "placed", "7"),
+    "statefulConfirmClaim": script_reply("1", "mine", "7"),
+    "statefulReleaseClaim": b"*1\r\n:1\r\n",
+}
+"""What a server says to an agent of pod 1 that is alone."""
+
+
+async def own(planned: dict[str, list[bytes]], pushed: list[bytes]) -> None:
+    """An agent on a server that answers the first of each of these scripts so, and is honest then."""
+    asked: Counter[str] = Counter()
+
+    def answer(command: list[bytes]) -> bytes:
+        name = BY_SHA.get(command[1], "")
+        asked[name] += 1
+        answers = planned.get(name, [])
+        if asked[name] <= len(answers):
+            # A push may come with any answer.
+            return answers[asked[name] - 1] + b"".join(pushed)
+        return HONEST.get(name, script_reply("-1"))
+
+    with nothing_is_raised_into(asyncio.get_running_loop()):
+        async with Peer() as peer:
+            peer.answer("evalsha", *[answer] * 5000)
+            router = AsyncRouter.from_url(peer.url, config=IMPATIENT)
+            agent = AsyncPodAgent(
+                router,
+                "ns",
+                "chat",
+                1,
+                heartbeat=0.02,
+                lease=0.5,
+                confirm_every=0.02,
+                sigterm=False,
+            )
+            try:
+                async with asyncio.timeout(20):
+                    await attempt(agent.start())
+                    claim = await attempt(agent.accept("ada"))
+                    assert claim is not None or not agent.owns("ada")
+                    async with contextlib.AsyncExitStack() as sessions:
+                        await attempt(sessions.enter_async_context(agent.session("bob")))
+                        await asyncio.sleep(0.03)
+                    for uid in ("ada", "bob"):
+                        held = agent.claim_of(uid)
+                        assert held is None or (held.pod == 1 and 0 <= held.fence < 10**16)
+                    await attempt(agent.release("ada"))
+                    assert not agent.owns("bob")
+            finally:
+                with contextlib.suppress(SfrouteError):
+                    await agent.stop()
+                await router.aclose()
+            assert not agent.owns("ada")
+
+
+async def attempt(work: Coroutine[None, None, Any]) -> Any:
+    """The result; None for an error with a name, which says nothing of the uid."""
+    try:
+        return await work
+    except SfrouteError as error:
+        assert "ada" not in str(error)  # noqa: PT017 - nor need there be one
+        assert "bob" not in str(error)  # noqa: PT017
+        return None
+
+
+pods = st.sampled_from(["1", "2", "-1", "0", "x", "9" * 30])
+outcomes = st.sampled_from(
+    [
+        "placed",
+        "kept",
+        "inherited",
+        "refused",
+        "mine",
+        "restored",
+        "claimed",
+        "superseded",
+        "moved",
+        "removed",
+    ]
+)
+fences = st.sampled_from(["7", "0", "8", "-7", "x", "9" * 16, "9" * 400])
+claim_replies = st.builds(script_reply, pods, outcomes, fences)
+of_scripts = st.dictionaries(
+    st.sampled_from(sorted(HONEST)),
+    st.lists(claim_replies | claim_replies | values | streams, min_size=1, max_size=3),
+    min_size=1,
+    max_size=3,
+)
+
+
+@pytest.mark.slow
+def test_whatever_a_server_says_of_claims_an_agent_owns_nothing_that_it_was_not_given() -> None:
+    with asyncio.Runner() as runner:
+
+        @fuzz(60)
+        @given(of_scripts, st.lists(pushes, max_size=1))
+        @example({"statefulConfirmClaim": [script_reply("2", "moved", "0")]}, [])
+        @example({"statefulClaim": [script_reply("2", "placed", "7")]}, [])
+        @example({"statefulReleaseClaim": [b"-OOM\r\n", Peer.HANG_UP]}, [])
+        def check(planned: dict[str, list[bytes]], pushed: list[bytes]) -> None:
+            runner.run(own(planned, pushed))
 
         again(check)
 
@@ -681,6 +792,7 @@ slot_maps = st.builds(
 )
 
 
+@pytest.mark.slow
 def test_whatever_a_start_node_says_of_slots_a_call_ends() -> None:
     with asyncio.Runner() as runner:
 
@@ -695,6 +807,10 @@ def test_whatever_a_start_node_says_of_slots_a_call_ends() -> None:
         again(check)
 
 
+ASKED = Address("10.1.1.1", 7000)
+
+
+@pytest.mark.slow
 def test_what_is_no_slot_map_is_refused_before_anything_is_made_of_it() -> None:
     @fuzz(300)
     @given(slot_maps)
@@ -702,12 +818,12 @@ def test_what_is_no_slot_map_is_refused_before_anything_is_made_of_it() -> None:
         reader = hiredis.Reader()
         reader.feed(stream)
         try:
-            checked = checked_slot_map(reader.gets())
-        except (InvalidResponse, hiredis.HiredisError, TypeError):
+            found = read_slot_map(reader.gets(), ASKED)
+        except (NoSlotMap, hiredis.HiredisError, TypeError):
             return  # the last: a map whose key is a list, as everywhere
-        named = [slot for first, last, *_ in checked for slot in range(first, last + 1)]
-        assert len(named) <= 16_384
-        assert all(0 <= slot < 16_384 for slot in named)
+        assert len(found.by_slot) == 16_384
+        assert set(found.by_slot) - {None} <= set(found.nodes)
+        assert all(host and 0 <= port <= 65_535 for host, port in found.nodes)
 
     check()
 
@@ -731,15 +847,34 @@ def a_map(*ranges: tuple[int, int], nodes: int = 1) -> list[list[Any]]:
     ],
 )
 def test_no_cluster_has_that(slot_map: list[list[Any]]) -> None:
-    with pytest.raises(InvalidResponse):
-        checked_slot_map(slot_map)
+    with pytest.raises(NoSlotMap):
+        read_slot_map(slot_map, ASKED)
 
 
 def test_a_large_cluster_is_none_of_them() -> None:
     largest = [[n, n, [b"10.0.%d.1" % (n % 1000), 1, b"id"]] for n in range(16_384)]
-    assert checked_slot_map(largest) is largest
-    # A node that does not know its own name, as seen by whoever asks it.
-    assert checked_slot_map([[0, 1, [None, 1, b"id"]]]) == [[0, 1, [b"", 1, b"id"]]]
+    found = read_slot_map(largest, ASKED)
+    assert found.by_slot == [(f"10.0.{n % 1000}.1", 1) for n in range(16_384)]
+    assert len(found.nodes) == 1000
+
+
+@pytest.mark.parametrize("host", [None, b"", b"?"])
+def test_a_node_that_does_not_know_its_own_name_is_known_to_whoever_asks_it(
+    host: bytes | None,
+) -> None:
+    assert read_slot_map([[0, 1, [host, 1, b"id"]]], ASKED).by_slot[:3] == [
+        *[("10.1.1.1", 1)] * 2,
+        None,
+    ]
+
+
+def test_nodes_are_where_the_caller_says_they_are() -> None:
+    def remap(address: Address) -> Address:
+        return Address("127.0.0.1", address.port + 1)
+
+    found = read_slot_map(a_map((0, 16_383), nodes=2), ASKED, remap)
+    assert set(found.by_slot) == {("127.0.0.1", 2)}
+    assert found.nodes == (("127.0.0.1", 2), ("127.0.0.1", 3))
 
 
 HOSTILE_START = """
@@ -757,7 +892,7 @@ async def main():
                 try:
                     await router.open()
                 except StoreError:
-                    pass  # redis-py does not look closely at what HELLO is answered
+                    pass
                 await router.aclose()
 before = resource.getrusage(resource.RUSAGE_SELF)
 asyncio.run(main())
@@ -774,9 +909,17 @@ HOSTILE_MAPS = [
     b"*50000\r\n" * 300,
     b"*1\r\n*3\r\n:0\r\n:%d\r\n*2\r\n+127.0.0.1\r\n:1\r\n" % 10**12,
     b"*9999\r\n" + b"*3\r\n:0\r\n:16383\r\n*2\r\n+127.0.0.1\r\n:1\r\n" * 9999,
+    # Nothing but what a slot map may have, and as much of it as fits.
+    b"*16000\r\n"
+    + b"".join(
+        b"*16\r\n:%d\r\n:%d\r\n%b"
+        % (n, n, b"".join(b"*2\r\n+h%d\r\n:1\r\n" % ((n * 14 + r) % 4000) for r in range(14)))
+        for n in range(16_000)
+    ),
 ]
 
 
+@pytest.mark.slow
 def test_a_hostile_start_node_takes_no_memory_and_no_time() -> None:
     program = HOSTILE_START.format(tests=os.path.dirname(__file__))  # noqa: PTH120
     done = subprocess.run(
@@ -806,7 +949,7 @@ async def test_after_all_of_it_the_same_router_works_on() -> None:
         broken = [b"?\r\n", b"*2000000\r\n", Peer.HANG_UP, b"%1\r\n*0\r\n:1\r\n", b":1\r\n" * 9]
         peer.answer("get", *broken)
         for pod in range(len(broken)):
-            # A look-up that was answered by nonsense is sent again; one that was answered by a wrong type is refused.
+            # A lookup that was answered by nonsense is sent again; one that was answered by a wrong type is refused.
             with contextlib.suppress(CorruptReply):
                 assert await router.get_linked_pod("ns", f"u{pod}", "chat") is None
         assert not peer.answers["get"]

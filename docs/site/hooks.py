@@ -23,6 +23,7 @@ OUTSIDE: Final = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
     "lua_scripts/README.md": "lua_scripts/README.md",
 }
 """Pages of the repository -> where they stand in the site, if they exist."""
@@ -95,7 +96,7 @@ def piped(row: re.Match[str]) -> str:
 
 
 def read(source: Path) -> str:
-    """The text of a page: its own, or what shows a file that is none."""
+    """The text of a page: its own, or one that shows a file."""
     return source.read_text(encoding="utf-8") if source.suffix == ".md" else shown(source)
 
 

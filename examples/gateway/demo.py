@@ -2,9 +2,9 @@
 
     python examples/gateway/demo.py [--stay] [--report FILE]
 
-Pods are restarted one after the other, a primary of the cluster is killed, and a pod. A user's counter may begin anew
-only if the user's pod ended. `--stay` leaves everything running afterwards, to be tried with curl; Ctrl-C ends it.
-`--report` writes down what every user was told.
+Pods are restarted one after the other; then a primary of the cluster and a pod are killed. No user loses a count, and
+none gets another pod unless the user's pod has ended. `--stay` leaves everything running afterwards, for curl; Ctrl-C
+ends it. `--report` writes every answer that a user got to FILE.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from deployment import NAMESPACE, SERVICE, Deployment
 from users import Crowd, contradictions
 
-from sfroute.keys import state_key
+from sfroute._contract.keys import state_key
 
 
 def say(text: str) -> None:
@@ -56,7 +56,7 @@ async def tell_story(deployment: Deployment, crowd: Crowd) -> None:
 async def restart(deployment: Deployment, pod: int) -> None:
     began = time.monotonic()
     await deployment.restart_pod(pod)
-    say(f"pod {pod} drained, ended and started anew in {time.monotonic() - began:.1f} s")
+    say(f"pod {pod} drained, ended and started again in {time.monotonic() - began:.1f} s")
 
 
 def show_outcome(deployment: Deployment, crowd: Crowd) -> bool:
@@ -72,7 +72,7 @@ def show_outcome(deployment: Deployment, crowd: Crowd) -> bool:
     failures = {why: crowd.failures.count(why) for why in sorted(set(crowd.failures))}
     say(
         f"\n{crowd.requests} requests, {len(crowd.failures)} failed {failures or ''}\n"
-        f"{moves} counters began anew because their pod had ended; {len(found)} for no reason"
+        f"{moves} users moved because their pod had ended; {len(found)} contradictions"
     )
     for what in found:
         say(f"  {what}")

@@ -1,14 +1,14 @@
-"""The cluster, pods and gateways of the demo, as processes of this machine: what Kubernetes does elsewhere."""
+"""The cluster, pods and gateways of the demo, as processes on this machine. In production Kubernetes runs them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
-import random
 import signal
 import socket
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,9 +74,9 @@ class Deployment:
         async with contextlib.AsyncExitStack() as exits:
             self._http = await exits.enter_async_context(httpx.AsyncClient(trust_env=False))
             await exits.enter_async_context(self.cluster)
+            # After the pods have ended.
+            self._folder = Path(exits.enter_context(tempfile.TemporaryDirectory()))
             exits.push_async_callback(self._end_all)
-            # Pod n listens on the port that ends in n, also after a restart: a name in Kubernetes, a number here.
-            self._ports = free_decade(self._number_of_pods)
             async with asyncio.TaskGroup() as starting:
                 for pod in range(self._number_of_pods):
                     starting.create_task(self.start_pod(pod))
@@ -91,12 +91,13 @@ class Deployment:
     # Pods
 
     async def start_pod(self, pod: int) -> None:
-        """Start a pod, and wait until it takes users."""
+        """Start a pod, and wait until it takes users. It has another address each time, as in Kubernetes."""
         program = await self._start(
             [sys.executable, str(HERE / "pod.py")],
-            self._ports * 10 + pod,
+            free_port(),
             POD_NAME=f"{SERVICE}-{pod}",
             DRAIN_SECONDS=str(self._drain_seconds),
+            DATABASE=str(self._folder / "counters.db"),
         )
         self.pods[pod] = program
         program.identity = (await self._until_healthy(program))["process"]
@@ -128,7 +129,6 @@ class Deployment:
             port,
             SFROUTE_SERVICE=SERVICE,
             UID_FROM="header:x-user-id",
-            POD_ADDRESS=f"http://127.0.0.1:{self._ports}{{pod}}",
         )
         self.gateways.append(program)
         await self._until_healthy(program)
@@ -177,14 +177,3 @@ def free_port() -> int:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]
         return port
-
-
-def free_decade(ports: int) -> int:
-    """A number n for which the ports n0, n1, ... are free. Below those that the system gives to clients."""
-    while True:
-        decade = random.randrange(1100, 3200)
-        with contextlib.ExitStack() as taken, contextlib.suppress(OSError):
-            for last in range(ports):
-                one = taken.enter_context(socket.socket())
-                one.bind(("127.0.0.1", decade * 10 + last))
-            return decade

@@ -1,10 +1,10 @@
-"""What forwarding a request and forwarding a WebSocket share: address, headers, and when to try another pod."""
+"""What requests and WebSockets share when they are forwarded: address, headers, and when to try another pod."""
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterable, Iterator
-from urllib.parse import quote
 
 import httpx
 from opentelemetry import propagate
@@ -14,19 +14,18 @@ from starlette.responses import PlainTextResponse, Response
 from sfroute.asgi import Routed
 
 __all__ = [
-    "MISDIRECTED",
     "TIMEOUT",
+    "NoAddress",
+    "base_of",
     "end_to_end",
     "headers_for_pod",
     "is_refusal",
+    "report",
     "reroute",
     "unavailable",
     "url_at_pod",
 ]
 
-UID_HEADER = "x-sfroute-uid"
-MISDIRECTED = 421
-"""What a pod answers when the user is another pod's (RFC 9110, 15.5.20)."""
 TIMEOUT = httpx.Timeout(60.0, connect=2.0)
 # They belong to one connection, not to the message (RFC 9110, 7.6.1).
 HOP_BY_HOP = {
@@ -34,27 +33,47 @@ HOP_BY_HOP = {
     *("te", "trailer", "transfer-encoding", "upgrade"),
 }
 NOT_FORWARDED = {
-    *("host", UID_HEADER, "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"),
+    *("host", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"),
     *HOP_BY_HOP,
 }
 
 
-def url_at_pod(connection: HTTPConnection, template: str) -> httpx.URL:
-    """Where the same path and query are at the user's pod."""
-    routed: Routed = connection.scope["sfroute"]
-    address = template.format(namespace=routed.namespace, service=routed.service, pod=routed.pod)
+class NoAddress(Exception):
+    """The pod does not say where it is."""
+
+
+def url_at_pod(connection: HTTPConnection) -> httpx.URL:
+    """Where the same path and query are at the user's pod. Raises `NoAddress`."""
     target = connection.scope["raw_path"]
     if connection.scope["query_string"]:
         target += b"?" + connection.scope["query_string"]
-    return httpx.URL(address).copy_with(raw_path=target)
-
-
-async def reroute(connection: HTTPConnection, *, refused: bool) -> None:
-    """Another pod if this one refused the connection; the right one if it said that the user is not its own."""
     routed: Routed = connection.scope["sfroute"]
-    connection.scope["sfroute"] = await routed.reroute(
-        exclude=[routed.pod] if refused else (), fresh=not refused
-    )
+    return base_of(routed.link.address).copy_with(raw_path=target)
+
+
+def base_of(address: str | None) -> httpx.URL:
+    """Where a pod listens that says its address, `host:port`.
+
+    Whoever may write pods' states decides where users' requests go. Anything but a host and a port is refused.
+    """
+    with contextlib.suppress(httpx.InvalidURL):
+        base = httpx.URL(f"http://{address or ''}")
+        only_these = base.raw_path == b"/" and not base.userinfo and not base.fragment
+        if base.host and only_these and (base.port or 80) < 65536:
+            return base
+    raise NoAddress
+
+
+def report(connection: HTTPConnection) -> None:
+    """The pod could not be reached in time. The user stays, new ones go elsewhere for a while."""
+    routed: Routed = connection.scope["sfroute"]
+    routed.router.report_failure(routed.namespace, routed.service, routed.pod)
+
+
+async def reroute(connection: HTTPConnection) -> None:
+    """Another pod: this one has refused the connection, which is reported, too."""
+    routed: Routed = connection.scope["sfroute"]
+    connection.scope["sfroute"] = await routed.reroute(exclude=[routed.pod])
 
 
 def is_refusal(error: BaseException | None) -> bool:
@@ -86,8 +105,8 @@ def headers_for_pod(connection: HTTPConnection) -> list[tuple[bytes, bytes]]:
     if connection.client is not None:
         came_through.append(connection.client.host)
     own = {
-        # Encoded, since a uid may be any text.
-        UID_HEADER: quote(connection.scope["sfroute"].uid, safe=""),
+        # The middleware has removed the client's own.
+        **connection.scope["sfroute"].headers,
         "x-forwarded-for": ", ".join(came_through),
         "x-forwarded-proto": connection.url.scheme,
         "x-forwarded-host": connection.headers.get("host", ""),

@@ -2,8 +2,8 @@
 
     SFROUTE_URL=redis+cluster://10.0.0.1:6379 uvicorn --factory gateway:create_app --no-access-log --log-level warning
 
-uvicorn's logs are held down because they show paths, and a path may name a user. `Settings` says what else it is told
-by environment variables. Pods read the user from the header `X-Sfroute-Uid`, percent-encoded, wherever it was found.
+uvicorn's logs are turned down because they show paths, and a path may name a user. `Settings` lists the other
+environment variables. Pods read the uid from the header `X-Sfroute-Uid`, wherever the gateway found it.
 """
 
 from __future__ import annotations
@@ -36,8 +36,6 @@ UID_FROM: dict[str, Callable[[str], UidExtractor]] = {
     "cookie": CookieUid,
     "path": PathUid,
 }
-IN_KUBERNETES = "http://{service}-{pod}.{service}.{namespace}.svc:8080"
-"""The name that a headless service gives to each pod of a StatefulSet."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +47,12 @@ class Settings:
         namespace: SFROUTE_NAMESPACE, "default" if it is not set.
         service: SFROUTE_SERVICE, "chat" if it is not set.
         uid: UID_FROM: header:NAME, cookie:NAME or path:/users/{uid}.
-        address: POD_ADDRESS, a template with {namespace}, {service} and {pod}.
     """
 
     url: str
     namespace: str
     service: str
     uid: UidExtractor
-    address: str
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -66,17 +62,18 @@ class Settings:
             namespace=os.environ.get("SFROUTE_NAMESPACE", "default"),
             service=os.environ.get("SFROUTE_SERVICE", "chat"),
             uid=UID_FROM[kind](where),
-            address=os.environ.get("POD_ADDRESS", IN_KUBERNETES),
         )
 
 
 def create_app(settings: Settings | None = None) -> Starlette:
     """The gateway. Middleware runs from the top: the request's span is around its routing."""
     settings = settings or Settings.from_environment()
-    http, websocket = HttpProxy(settings.address), WebSocketProxy(settings.address)
+    http, websocket = HttpProxy(), WebSocketProxy()
 
     async def forward(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":
+        if scope["sfroute"] is None:  # a CORS preflight that names no user
+            await PlainTextResponse("no user\n", 400)(scope, receive, send)
+        elif scope["type"] == "websocket":
             await websocket.forward(WebSocket(scope, receive, send))
         else:
             await http.forward(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Forwarding HTTP requests: bodies are passed on as they come, in both directions."""
+"""Forwards HTTP requests. Bodies are streamed in both directions."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Self
 
 import httpx
 from forwarding import (
-    MISDIRECTED,
     TIMEOUT,
+    NoAddress,
     end_to_end,
     headers_for_pod,
     is_refusal,
+    report,
     reroute,
     unavailable,
     url_at_pod,
@@ -33,15 +34,8 @@ SAID_BY_THE_SERVER = {b"date", b"server"}
 """What the server that this runs in adds to every answer."""
 
 
-class NotRepeatable(Exception):
-    """The pod said that the user is another one's, and the body has been read: only the client can send it again."""
-
-
 class HttpProxy:
     """Forwards requests to the pod that the middleware has put into the scope; an asynchronous context manager."""
-
-    def __init__(self, template: str) -> None:
-        self._template = template
 
     async def __aenter__(self) -> Self:
         # A transport and not a client: that would keep cookies, and give one user's to the next.
@@ -55,7 +49,7 @@ class HttpProxy:
         request = Request(scope, receive)
         try:
             response = await self._ask_pod(request)
-        except (SfrouteError, NotRepeatable):
+        except (SfrouteError, NoAddress):
             await unavailable()(scope, receive, send)
         except httpx.TimeoutException:
             await PlainTextResponse("the pod did not answer in time\n", 504)(scope, receive, send)
@@ -72,29 +66,23 @@ class HttpProxy:
                 await answer(scope, receive, send)
 
     async def _ask_pod(self, request: Request) -> httpx.Response:
-        """The pod's answer; from another pod if this one refuses. Once: a second refusal is the user's to hear of."""
+        """The pod's answer; from another pod if nobody listens there, once. A 421 is the middleware's to follow."""
         try:
-            response = await self._send(request)
-        except httpx.ConnectError as error:
+            return await self._send(request)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             if not is_refusal(error):
+                report(request)
                 raise
             # Nothing was sent yet, the body neither: it can be sent elsewhere.
-            await reroute(request, refused=True)
+            await reroute(request)
             return await self._send(request)
-        if response.status_code != MISDIRECTED:
-            return response
-        await response.aclose()
-        await reroute(request, refused=False)
-        if has_body(request):
-            raise NotRepeatable
-        return await self._send(request)
 
     async def _send(self, request: Request) -> httpx.Response:
         with calling(request.scope["sfroute"]):
             return await self._pods.handle_async_request(
                 httpx.Request(
                     request.method,
-                    url_at_pod(request, self._template),
+                    url_at_pod(request),
                     headers=headers_for_pod(request),
                     content=request.stream() if has_body(request) else None,
                     extensions={"timeout": TIMEOUT.as_dict()},

@@ -1,13 +1,14 @@
-"""A pod of the service behind the gateway: it keeps a counter for each of its users, in memory.
+"""A pod of the service behind the gateway: it keeps a counter for each of its users.
 
-    SFROUTE_URL=redis+cluster://10.0.0.1:6379 POD_NAME=chat-2 python pod.py
+    SFROUTE_URL=redis+cluster://10.0.0.1:6379 POD_NAME=chat-2 DATABASE=counters.db python pod.py
 
     POST /count      count, and answer with the count
     GET /count       only answer
     DELETE /count    the user leaves
     WebSocket /ws    each message counts
 
-A pod that is told to end (SIGTERM, or POST /drain from this machine, as a preStop hook) first drains.
+The middleware lets only users through whom this pod owns. What the pod writes for them carries their claim's fence
+(`counters.py`). On SIGTERM, or POST /drain from this machine (as a preStop hook), the pod drains before it ends.
 """
 
 from __future__ import annotations
@@ -18,34 +19,37 @@ import os
 import secrets
 import signal
 from collections.abc import Iterator
-from urllib.parse import unquote
+from typing import Literal
 
 import uvicorn
+from counters import Counters, Fenced
 from starlette.applications import Starlette
-from starlette.requests import HTTPConnection, Request
+from starlette.middleware import Middleware
+from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from sfroute import STOPPED, AsyncPodAgent, AsyncRouter, ConfigError, StoreError
+from sfroute import AUTO, AsyncPodAgent, AsyncRouter, ConfigError, Lost, PodEvent, StoreError
+from sfroute.asgi import Claimed, ForwardedUid, PodMiddleware
 
-UID_HEADER = "x-sfroute-uid"
 MISDIRECTED = 421
 NOTICE_SECONDS = 1.0
 """After that no gateway sends anybody to a pod that has said `Stopped`: twice their `pod_view_max_age`."""
+GRACE_SECONDS = 30
+"""For which a user stays this pod's after the last WebSocket is gone."""
 KEEP_ALIVE_SECONDS = 60
 """Longer than the gateways keep idle connections, so that they close them and not the pod."""
 
 
 class Pod:
-    """The counters of this pod's users, and the right to count for them."""
+    """The endpoints. Whoever reaches them is this pod's user, but for /drain and /healthz."""
 
-    def __init__(self, router: AsyncRouter, agent: AsyncPodAgent, drain_seconds: float) -> None:
-        self.counts: dict[str, int] = {}
-        # Another one after each start: shows that counters were lost with the process, and only then.
+    def __init__(self, agent: AsyncPodAgent, counters: Counters, drain_seconds: float) -> None:
+        # Another one after each start.
         self.process = secrets.token_hex(4)
-        self._router = router
         self.agent = agent
+        self._counters = counters
         self._drain_seconds = drain_seconds
         self._draining: asyncio.Task[int] | None = None
 
@@ -55,89 +59,64 @@ class Pod:
             self._draining = asyncio.create_task(self.agent.drain(self._drain_seconds))
         return self._draining
 
-    async def has(self, uid: str) -> bool:
-        """True if this pod may act for a user. Two pods never may at once: the link decides.
+    def heed(self, event: PodEvent) -> None:
+        """What the agent says. The middleware closes the WebSockets of users who are lost."""
+        if isinstance(event, Lost):
+            self._counters.forget(event.uid)
 
-        Nearly always the router's cache answers, which the server keeps true.
-        """
-        if uid in self.counts:
-            owner = await self._router.get_linked_pod_if_persist(NAMESPACE, uid, SERVICE)
-            if owner == self.agent.pod:
-                return True
-        try:
-            accepted, _ = await self.agent.accept(uid)
-        except ConfigError:  # the agent has said its last word, and takes nobody any more
-            accepted = False
-        if not accepted:
-            # What this pod remembers of the user is history.
-            self.counts.pop(uid, None)
-            return False
-        self.counts.setdefault(uid, 0)
-        return True
-
-    def count(self, uid: str) -> dict[str, object]:
-        self.counts[uid] = self.counts.get(uid, 0) + 1
-        return self.show(uid)
-
-    def show(self, uid: str) -> dict[str, object]:
-        return {
-            "pod": self.agent.pod,
-            "process": self.process,
-            "count": self.counts.get(uid, 0),
-        }
+    def _told(self, count: int) -> dict[str, object]:
+        return {"pod": self.agent.pod, "process": self.process, "count": count}
 
     # Endpoints
 
     async def serve_count(self, request: Request) -> Response:
-        uid = uid_of(request)
-        if uid is None:
-            return PlainTextResponse("no user\n", 400)
+        claimed: Claimed = request.scope["sfroute"]
+        uid, fence = claimed.uid, claimed.claim.fence
+        # Meanwhile the user may be moved, and this pod be none the wiser: the fence is for that.
+        await request.body()
         try:
-            if not await self.has(uid):
-                return PlainTextResponse("the user is another pod's\n", MISDIRECTED)
             if request.method == "DELETE":
-                await self.agent.release(uid)
-                self.counts.pop(uid, None)
+                await self.agent.release(claimed.claim)
+                self._counters.forget(uid)
                 return Response(status_code=204)
-        except ConfigError:
-            return PlainTextResponse("the user must go to another pod\n", MISDIRECTED)
+            change = self._counters.add if request.method == "POST" else self._counters.get
+            return JSONResponse(self._told(await change(uid, fence)))
+        except (Fenced, ConfigError):
+            # Nothing was done. The gateway sends the request to the owner.
+            return PlainTextResponse(
+                "the user is another pod's\n", MISDIRECTED, headers=claimed.misdirected
+            )
         except StoreError:
             return PlainTextResponse("try again soon\n", 503, headers={"retry-after": "1"})
-        return JSONResponse(self.count(uid) if request.method == "POST" else self.show(uid))
 
     async def serve_websocket(self, websocket: WebSocket) -> None:
-        uid = uid_of(websocket)
+        claimed: Claimed = websocket.scope["sfroute"]
+        await websocket.accept()
         try:
-            if uid is None or not await self.has(uid):
-                await websocket.send_denial_response(Response(status_code=MISDIRECTED))
-                return
-            await websocket.accept()
-            while True:
-                await websocket.receive_text()
-                if not await self.has(uid):
-                    break
-                await websocket.send_json(self.count(uid))
-                if self.agent.status == STOPPED:
-                    # Right after an answer: later a message might be on its way, and nobody would know if it counted.
-                    break
-            await websocket.close(1012)  # the user may connect again, and will get another pod
-        except StoreError:
-            await websocket.close(1013)
+            # Only what comes while this pod owns the user gets here.
+            async for _ in websocket.iter_text():
+                count = await self._counters.add(claimed.uid, claimed.claim.fence)
+                await websocket.send_json(self._told(count))
+        except Fenced:
+            await websocket.close(1012)
         except WebSocketDisconnect:
-            return  # the counter stays: the user may be back
+            pass  # the user may be back: the link stays for a while
 
     async def serve_drain(self, request: Request) -> Response:
         # What comes through the gateway has a user. Nobody from outside must be able to empty a pod.
         local = request.client is not None and request.client.host == "127.0.0.1"
-        if uid_of(request) is not None or not local:
+        if ForwardedUid()(request.scope) is not None or not local:
             return PlainTextResponse("not here\n", 404)
         left = await asyncio.shield(self.drain())
         return JSONResponse({"left": left})
 
     async def serve_health(self, _request: Request) -> Response:
-        return JSONResponse(
-            {"pod": self.agent.pod, "process": self.process, "status": self.agent.status}
-        )
+        try:
+            return JSONResponse(
+                {"pod": self.agent.pod, "process": self.process, "status": self.agent.status}
+            )
+        except ConfigError:  # it has no pod id yet
+            return PlainTextResponse("not yet\n", 503)
 
     def app(self) -> Starlette:
         return Starlette(
@@ -146,13 +125,17 @@ class Pod:
                 WebSocketRoute("/ws", self.serve_websocket),
                 Route("/drain", self.serve_drain, methods=["POST"]),
                 Route("/healthz", self.serve_health),
-            ]
+            ],
+            middleware=[
+                Middleware(
+                    PodMiddleware,
+                    agent=self.agent,
+                    grace=GRACE_SECONDS,
+                    exempt=["/drain", "/healthz"],
+                    on_event=self.heed,
+                )
+            ],
         )
-
-
-def uid_of(connection: HTTPConnection) -> str | None:
-    encoded = connection.headers.get(UID_HEADER)
-    return unquote(encoded) if encoded else None
 
 
 class Server(uvicorn.Server):
@@ -168,15 +151,24 @@ async def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, leaving.set)
     async with AsyncRouter.from_url(os.environ["SFROUTE_URL"]) as router:
+        counters = Counters(os.environ.get("DATABASE", ":memory:"))
         agent = AsyncPodAgent(
-            router, NAMESPACE, SERVICE, ORDINAL, load=lambda: float(len(pod.counts))
+            router,
+            NAMESPACE,
+            SERVICE,
+            POD,
+            name=POD_NAME if POD == AUTO else None,
+            load=lambda: float(len(counters)),
+            heartbeat=LEASE_SECONDS / 5,
+            lease=LEASE_SECONDS,
+            address=ADDRESS,
         )
-        pod = Pod(router, agent, float(os.environ.get("DRAIN_SECONDS", "25")))
+        pod = Pod(agent, counters, float(os.environ.get("DRAIN_SECONDS", "25")))
         server = Server(
             uvicorn.Config(
                 pod.app(),
-                host=os.environ.get("HOST", "127.0.0.1"),
-                port=int(os.environ.get("PORT", "8080")),
+                host=HOST,
+                port=PORT,
                 lifespan="off",
                 # Its log of requests would show paths, which may hold more than one wants to keep.
                 log_level="warning",
@@ -198,13 +190,23 @@ async def main() -> None:
         await asyncio.sleep(NOTICE_SECONDS)
         server.should_exit = True
         await serving
+        await counters.aclose()
     return None
 
 
+HOST = os.environ.get("HOST", "127.0.0.1")
+PORT = int(os.environ.get("PORT", "8080"))
+# Where gateways reach it: in Kubernetes the pod's own IP, another one after each restart.
+_ip = os.environ.get("POD_IP", HOST)
+ADDRESS = f"[{_ip}]:{PORT}" if ":" in _ip else f"{_ip}:{PORT}"
+LEASE_SECONDS = float(os.environ.get("LEASE_SECONDS", "10"))
 NAMESPACE = os.environ.get("SFROUTE_NAMESPACE", "default")
 # As a StatefulSet names them: chat-2 is pod 2 of the service chat.
-SERVICE, _, _ordinal = os.environ.get("POD_NAME", "chat-0").rpartition("-")
-ORDINAL = int(_ordinal)
+POD_NAME = os.environ.get("POD_NAME", "chat-0")
+_service, _, _ordinal = POD_NAME.rpartition("-")
+SERVICE = os.environ.get("SFROUTE_SERVICE", _service)
+# As a Deployment names them they have no ordinals: with POD=auto each takes a pod id that is free.
+POD: int | Literal["auto"] = AUTO if os.environ.get("POD") == AUTO else int(_ordinal)
 
 if __name__ == "__main__":
     asyncio.run(main())

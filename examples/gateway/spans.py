@@ -1,4 +1,4 @@
-"""The spans of a request. Nothing on them tells who the user is: not the path either."""
+"""The spans of a request. Nothing on them identifies the user, so they have no path."""
 
 from __future__ import annotations
 

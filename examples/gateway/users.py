@@ -1,7 +1,7 @@
-"""Users of the counter: they count all the time, through whichever gateway, and watch what they are told.
+"""Users of the counter: they count all the time, through any gateway, and check every answer.
 
-A user's counter may begin anew only if its pod's process has ended. Everything else is a contradiction: a count that
-was lost, a count of somebody else, two pods that both count for one user.
+A user may get another pod only if the pod's process has ended, and no count is ever lost: the next pod goes on where
+the last one was. Anything else is a contradiction: another user's count, two pods that both count for one user.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def contradictions(user: User, ended: Mapping[str, float]) -> list[str]:
                 found.append(f"moved back to {answer.process}")
             if process is not None:
                 left.add(process)
-            process, count = answer.process, 0
+            process = answer.process
         if not count < answer.count <= count + 1 + unsure:
             found.append(f"count {answer.count} after {count} ({unsure} requests had failed)")
         count, unsure = answer.count, 0

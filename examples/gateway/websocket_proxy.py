@@ -1,4 +1,4 @@
-"""Forwarding WebSockets: the pod's handshake first, then the client's, then messages both ways."""
+"""Forwards WebSockets: the pod's handshake first, then the client's, then messages in both directions."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 
 from forwarding import (
-    MISDIRECTED,
     TIMEOUT,
+    NoAddress,
+    end_to_end,
     headers_for_pod,
     is_refusal,
+    report,
     reroute,
     unavailable,
     url_at_pod,
@@ -32,16 +34,13 @@ ENDS = (ConnectionClosed, WebSocketDisconnect)
 class WebSocketProxy:
     """Forwards WebSockets to the pod that the middleware has put into the scope."""
 
-    def __init__(self, template: str) -> None:
-        self._template = template
-
     async def forward(self, client: WebSocket) -> None:
         try:
             pod = await self._dial_pod(client)
-        except SfrouteError:
+        except (SfrouteError, NoAddress):
             await deny(client, unavailable())
         except InvalidStatus as refusal:
-            await deny(client, Response(status_code=refusal.response.status_code))
+            await deny(client, passed_on(refusal))
         except (OSError, InvalidHandshake):  # a TimeoutError is an OSError
             await deny(client, PlainTextResponse("the pod was lost\n", 502))
         else:
@@ -50,21 +49,18 @@ class WebSocketProxy:
                 await relay(client, pod)
 
     async def _dial_pod(self, client: WebSocket) -> ClientConnection:
-        """A connection to the user's pod; to another one if this one refuses, once."""
+        """A connection to the user's pod; to another one if nobody listens there, once."""
         try:
             return await self._dial(client)
-        except InvalidStatus as refusal:
-            if refusal.response.status_code != MISDIRECTED:
-                raise
-            await reroute(client, refused=False)
         except OSError as error:
             if not is_refusal(error):
+                report(client)
                 raise
-            await reroute(client, refused=True)
+            await reroute(client)
         return await self._dial(client)
 
     async def _dial(self, client: WebSocket) -> ClientConnection:
-        url = url_at_pod(client, self._template)
+        url = url_at_pod(client)
         headers = [
             # The library sends text in UTF-8.
             (name.decode("latin-1"), value.decode(errors="replace"))
@@ -82,6 +78,21 @@ class WebSocketProxy:
                 open_timeout=TIMEOUT.connect,
                 proxy=None,
             )
+
+
+def passed_on(refusal: InvalidStatus) -> Response:
+    """The pod's answer to the handshake; if it is a 421 the middleware follows it."""
+    said = refusal.response
+    answer = Response(bytes(said.body or b""), said.status_code)
+    answer.raw_headers += [
+        (name, value)
+        for name, value in end_to_end(
+            (name.encode("latin-1"), value.encode("latin-1"))
+            for name, value in said.headers.raw_items()
+        )
+        if name not in {b"content-length", b"date", b"server"}
+    ]
+    return answer
 
 
 async def deny(client: WebSocket, answer: Response) -> None:

@@ -16,7 +16,7 @@ export class InvalidArgument extends Error {
   name = 'InvalidArgument';
 }
 
-/** A link holds what no pod id can be, or one that a number of JavaScript cannot hold exactly. */
+/** A link or a claim holds what no pod id can be, or one that a number of JavaScript cannot hold exactly. */
 export class CorruptReply extends Error {
   name = 'CorruptReply';
 }
@@ -76,6 +76,12 @@ function linkKey(namespace, uid, service) {
   return hash + service;
 }
 
+/** The keys of a link, and beside it the record that says which life of which pod has claimed the uid. */
+function claimKeys(namespace, uid, service) {
+  const link = linkKey(namespace, uid, service);
+  return [link, hashKey(namespace, uid), `sf:own:${link.slice(3)}`];
+}
+
 // --- pods and times
 
 function checkPod(pod) {
@@ -88,6 +94,12 @@ function checkPersistSeconds(seconds) {
   const fits = Number.isInteger(seconds) && seconds >= 1 && seconds <= MAX_PERSIST_SECONDS;
   if (!fits && seconds !== PERSIST_FOREVER) {
     throw new InvalidArgument(`persistSeconds must be -1, or an integer from 1 to ${MAX_PERSIST_SECONDS}`);
+  }
+}
+
+function checkLife(life) {
+  if (typeof life !== 'string' || !/^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$/.test(life)) {
+    throw new InvalidArgument("life must be 1 to 64 letters, digits, '_', '.' or '-', the first a letter or digit");
   }
 }
 
@@ -169,11 +181,49 @@ export class Links {
   }
 
   /** The same, but only if the link is the pod's: a late disconnect never removes a newer link. */
-  async removeLinkedPodWithId(namespace, uid, service, pod, persistSeconds = PERSIST_FOREVER) {
+  async removeLinkedPodWithId(namespace, uid, service, { pod, persistSeconds = PERSIST_FOREVER }) {
     checkPod(pod);
     checkPersistSeconds(persistSeconds);
     const [removed] = await this.#write('statefulRemoveLinkWithId', namespace, uid, service, [persistSeconds, pod]);
     return removed === 1;
+  }
+
+  /**
+   * Claims the uid for one life of a pod: { success, pod, how, fence }. `life` is a token made anew at each start of the
+   * process, which the pod's state carries as `by`. Send `fence` along with every write for the uid to another store.
+   */
+  async claim(namespace, uid, service, pod, life) {
+    checkPod(pod);
+    checkLife(life);
+    const reply = await this.#writeClaim('statefulClaim', namespace, uid, service, [pod, life]);
+    const [owner, how, fence] = reply;
+    return { success: how !== 'refused', pod: toPod(owner), how, fence: Number(fence) };
+  }
+
+  /** Whether a claim is still this life's; what the store has lost of it is mended: { held, outcome, pod, fence }. */
+  async confirmClaim(namespace, uid, service, pod, life, fence) {
+    checkPod(pod);
+    checkLife(life);
+    const keys = claimKeys(namespace, uid, service);
+    const reply = await runScript(this.#redis, 'statefulConfirmClaim', keys, [service, pod, life, fence]);
+    const [owner, outcome, found] = reply;
+    const held = ['mine', 'restored', 'claimed'].includes(outcome);
+    return { held, outcome, pod: toPodOrNull(owner), fence: Number(found) };
+  }
+
+  /** Ends a claim, now or after a grace period; whether it was this life's. Fence 0: whichever it has. */
+  async releaseClaim(namespace, uid, service, pod, life, fence = 0, persistSeconds = PERSIST_FOREVER) {
+    checkPod(pod);
+    checkLife(life);
+    checkPersistSeconds(persistSeconds);
+    const args = [persistSeconds, pod, life, fence];
+    const [released] = await this.#writeClaim('statefulReleaseClaim', namespace, uid, service, args);
+    return released === 1;
+  }
+
+  #writeClaim(script, namespace, uid, service, args) {
+    const keys = [...claimKeys(namespace, uid, service), `sf:op:{${namespace}:lk:${uid}}:${randomUUID()}`];
+    return runScript(this.#redis, script, keys, [service, ...args, RECORD_MS]);
   }
 
   /**

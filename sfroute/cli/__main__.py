@@ -1,5 +1,5 @@
 """``python -m sfroute.cli`` is the ``sfroute`` command."""
 
-from . import main
+from ..cli import main
 
 main()

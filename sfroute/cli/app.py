@@ -9,8 +9,25 @@ from typing import Annotated, Final
 import typer
 
 from .._version import __version__
+from ..cli import (
+    agent,
+    balance,
+    cluster,
+    demo,
+    doctor,
+    drain,
+    evacuate,
+    link,
+    listing,
+    pods,
+    rebalance,
+    route,
+    serve,
+    states,
+    top,
+    where,
+)
 from ..errors import ConfigError, InvalidArgument, SfrouteError, StoreUnavailable
-from . import cluster, demo, doctor, drain, evacuate, link, pods, route, states, top
 from .common import (
     CALLED_WRONGLY,
     FAILED,
@@ -39,15 +56,24 @@ app.command("watch")(pods.watch)
 app.command("top")(top.top)
 app.command("drain")(drain.drain)
 app.command("evacuate")(evacuate.evacuate)
+app.command("where")(where.where)
+app.command("balance")(balance.balance)
+app.command("rebalance")(rebalance.rebalance)
+app.command("links")(listing.links)
+app.command("forget")(listing.forget)
+app.command("prune")(listing.prune)
 app.add_typer(states.state_app, name="state")
 app.add_typer(states.workload_app, name="workload")
 app.command("doctor")(doctor.doctor)
+app.command("serve")(serve.serve)
+# Whatever follows the command is the command's.
+app.command("agent", context_settings={"allow_interspersed_args": False})(agent.agent)
 app.command("demo")(demo.demo)
 app.add_typer(cluster.app, name="cluster")
 
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-"""Of what is met here, only a write of the output fails so."""
+"""Only a write of the output fails in these ways."""
 
 
 def _show_version(wanted: bool) -> None:

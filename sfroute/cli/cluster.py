@@ -13,12 +13,12 @@ import typer
 
 from ..embedded import LocalCluster
 from ..embedded._supervisor import PortTaken
-from .common import AsJson, as_json_line, complain
+from .common import AsJson, as_json_line, complain, counted
 
 __all__ = ["app"]
 
 USUAL_PORT: Final = 16379
-"""Where the cluster is if nobody says where: the documents show it, and what was copied from them works."""
+"""The default port. The documents show it, so commands copied from them work."""
 
 app = typer.Typer(help="A real cluster on this machine, for development.", no_args_is_help=True)
 
@@ -34,7 +34,9 @@ def up(
     replicas: Annotated[int, typer.Option(min=0, help="Replicas of each primary.")] = 1,
     server: Annotated[
         Path | None,
-        typer.Option(help="Another redis-server or valkey-server than that of the package."),
+        typer.Option(
+            help="A redis-server or valkey-server to use instead of the one in the package."
+        ),
     ] = None,
     tls: Annotated[bool, typer.Option("--tls", help="Only TLS; the URL names the CA.")] = False,
     password: Annotated[
@@ -46,7 +48,7 @@ def up(
         typer.Option(
             min=1,
             max=65535,
-            help="The first node's port; the others have the next ones, and their cluster bus is on these + 10000. "
+            help="The first node's port. The others get the next ones; each cluster bus is on its port + 10000. "
             f"Without it {USUAL_PORT}, or any free ports if one of those is taken.",
         ),
     ] = None,
@@ -86,8 +88,8 @@ def up(
             # After the URL, which is the first line on a terminal too.
             complain(f"{USUAL_PORT} and the ports after it are not all free: the nodes have others")
         typer.echo(
-            f"{cluster.server_name} {cluster.server_version}, {primaries} primaries and "
-            f"{primaries * replicas} replicas; Ctrl-C ends it",
+            f"{cluster.server_name} {cluster.server_version}, {counted(primaries, 'primary')} and "
+            f"{counted(primaries * replicas, 'replica')}; Ctrl-C ends it",
             err=True,
         )
         while not ended.is_set():
@@ -99,7 +101,7 @@ def up(
 def _started(
     at: Callable[[int | None], LocalCluster], port: int | None
 ) -> Iterator[tuple[LocalCluster, bool]]:
-    """A cluster at the port that was asked for; without one at the usual port, or elsewhere if that is taken."""
+    """A cluster at the port that was asked for. By default the usual port, or other ports if that is taken."""
     elsewhere = False
     cluster = at(USUAL_PORT if port is None else port)
     try:

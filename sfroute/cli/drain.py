@@ -9,14 +9,15 @@ from typing import Annotated, Any, Final, Literal
 
 import typer
 
-from ..keys import check_service_names
-from ..router import AsyncRouter
-from ..states import read_pod
+from .._contract.keys import check_service_names
+from .._contract.pod_states import read_pod
+from .._fronts.router import AsyncRouter
+from ..cli import common
 from ..types import DRAINING, FAILED, RUNNING, STOPPED
-from . import common
 from .common import (
     AsJson,
     Namespace,
+    PodId,
     Service,
     Url,
     as_json_line,
@@ -33,11 +34,11 @@ Outcome = Literal["taken up", "written", "overwritten", "already", "gone", "sile
 
 _LOOK_SECONDS: Final = 0.2
 _LOOKS_TO_BE_SURE: Final = 3
-"""An agent that takes a request up reports its old status once more before."""
+"""Before an agent accepts a request, it reports its old status once more."""
 
 
 def asked_state(state: str, *, undo: bool) -> str:
-    """What to write over a pod's state to ask it to drain, or to do so no longer.
+    """The state with which to overwrite a pod's, to ask it to drain or to stop draining.
 
     The fields of a JSON state are kept, its stamp with them: a pod that is dead must go on looking dead. The field
     ``drain`` is for the pod's agent.
@@ -51,7 +52,7 @@ def asked_state(state: str, *, undo: bool) -> str:
 
 
 def taken_up(state: str, *, undo: bool) -> bool:
-    """True if the pod itself has written this, and does what was asked."""
+    """True if the pod itself has written this state and does what was asked."""
     fields = _fields(state)
     wanted = RUNNING if undo else DRAINING
     return fields is not None and fields.get("status") == wanted and "drain" not in fields
@@ -66,11 +67,13 @@ def _fields(state: str) -> dict[str, Any] | None:
 
 
 def drain(
-    pod: Annotated[int, typer.Argument(min=0, help="The pod's id.", show_default=False)],
+    pod: PodId,
     undo: Annotated[bool, typer.Option("--undo", help="Let it take new users again.")] = False,
     seconds: Annotated[
         float,
-        typer.Option(min=0, help="How long to look whether the pod keeps to it; two heartbeats."),
+        typer.Option(
+            min=0, help="Seconds to wait for the pod to comply. It takes up to two heartbeats."
+        ),
     ] = 5.0,
     pod_timeout: PodTimeout = POD_TIMEOUT,
     url: Url = "",
@@ -80,13 +83,13 @@ def drain(
 ) -> None:
     """Ask a pod to take no new users. Those it has stay: `sfroute evacuate` moves them.
 
-    The pod's state is written as Draining. What its own program makes of that decides:
+    This writes Draining as the pod's state. The rest depends on the pod's program:
 
     - A pod with a PodAgent reads the request at its next heartbeat, and reports Draining from then on, until its
-      process ends or `--undo`. The process itself goes on.
-    - A pod that sends no heartbeats stays Draining until somebody writes another state.
-    - Any other program that goes on reporting Running overwrites the request. The command tells, and exits with 1: such
-      a pod must be drained by its own program.
+      process ends or `--undo`. The process goes on.
+    - A pod that sends no heartbeats stays Draining until another state is written.
+    - Any other program that goes on reporting Running overwrites the request. The command says so and exits with 1: the
+      program itself must drain such a pod.
 
     Exit code 3: the pod has reported no state, has stopped, or is silent; nothing is written.
     """
@@ -141,7 +144,7 @@ def drain(
 async def _ask(
     router: AsyncRouter, subject: tuple[str, str, int], *, undo: bool, seconds: float
 ) -> tuple[Outcome, str]:
-    """Write the request, and look what the pod makes of it; the outcome, and the state as it is then."""
+    """Write the request and watch the pod. Returns the outcome and the pod's state."""
     namespace, service, pod = subject
     before = (await router.get_service_state(namespace, service)).get(pod, "")
     status = read_pod(pod, before, None).status

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from contextlib import aclosing
 from typing import Annotated
 
 import typer
 
-from ..keys import check_service_names
-from ..states import gone, rejections
+from .._contract.keys import check_service_names
+from .._contract.pod_states import gone, rejections
 from ..types import EvacuationProgress
 from .common import (
-    CALLED_WRONGLY,
     FAILED,
-    INTERRUPTED,
     AsJson,
+    Idle,
     Namespace,
+    PodId,
     Service,
     Url,
     as_json_line,
     at_service,
     complain,
+    confirm,
     counted,
     open_router,
     require,
@@ -34,17 +36,24 @@ from .progress import counting
 __all__ = ["evacuate"]
 
 _PASSES = 10
-"""So many make an evacuation that has not come to an end: see ``EvacuationProgress.passes``."""
+"""After this many passes an evacuation has failed to finish: see ``EvacuationProgress.passes``."""
 
 
 def evacuate(
-    pod: Annotated[int, typer.Argument(min=0, help="The pod to empty.", show_default=False)],
+    pod: PodId,
     rate: Annotated[
         float | None,
-        typer.Option(help="Moves per second at most; without it as fast as it goes."),
+        typer.Option(help="The most moves per second. By default there is no limit."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only count the links; nothing is changed.")
+    ] = False,
+    idle: Idle = None,
+    remove_idle: Annotated[
+        bool,
+        typer.Option(
+            "--remove-idle", help="With --idle: remove those links; without it they are left."
+        ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     pod_timeout: PodTimeout = POD_TIMEOUT,
@@ -55,30 +64,34 @@ def evacuate(
 ) -> None:
     """Move every link off a pod, to the other pods of its service.
 
-    Each link is moved by itself, its kind and remaining time kept; gateways may route all the while. Let the pod drain
-    first (`sfroute drain`), or gateways go on placing users on it.
+    Each link moves on its own and keeps its kind and remaining time. Gateways may route meanwhile. Drain the pod first
+    (`sfroute drain`): gateways go on placing users on a running one.
 
-    An interrupted evacuation is resumed by starting it again. Exit code 1: links are left.
+    To resume an interrupted evacuation, start it again. Exit code 1: links other than idle ones are left.
     """
     require(url=url, namespace=namespace, service=service)
     check_service_names(namespace, service)
     if rate is not None and not 0 < rate < float("inf"):
         raise typer.BadParameter("it must be moves per second > 0", param_hint="--rate")
-    evacuation = _Evacuation(url, namespace, service, pod, rate, pod_timeout)
+    if remove_idle and idle is None:
+        raise typer.BadParameter("it needs --idle", param_hint="--remove-idle")
+    evacuation = _Evacuation(
+        url, namespace, service, pod, rate, pod_timeout, idle, remove_idle=remove_idle
+    )
     takes_users = run(evacuation.count())
-    found = evacuation.progress.found
+    found, unused = evacuation.progress.found, evacuation.progress.idle
     if dry_run:
-        _tell(
-            evacuation,
-            f"{counted(found, 'link')} to pod {pod}; nothing was changed",
-            as_json=as_json,
-        )
+        sentence = f"{counted(found, 'link')} to pod {pod}{_idle_words(unused, 'more idle')}"
+        _tell(evacuation, f"{sentence}; nothing was changed", as_json=as_json)
+        _complain_of_refused(evacuation, namespace)
         return
     if found and takes_users:
         stop = at_service(f"drain {pod}", service)
         complain(f"pod {pod} still takes new users; to stop that: {stop}")
-    if found and not yes:
-        _confirm(f"Move {counted(found, 'link')} of {service!r} off pod {pod}?")
+    doomed = unused if remove_idle else 0
+    if (found or doomed) and not yes:
+        removing = f" and remove {counted(doomed, 'idle one')}" if doomed else ""
+        confirm(f"Move {counted(found, 'link')} of {service!r} off pod {pod}{removing}?")
     try:
         run(evacuation.move(found))
     except typer.Exit:
@@ -86,31 +99,39 @@ def evacuate(
         raise
     progress = evacuation.progress
     by_others = f"; {progress.elsewhere:,} by others meanwhile" if progress.elsewhere else ""
-    sentence = f"{counted(progress.moved, 'link')} moved off pod {pod}{by_others}"
+    gone = _idle_words(progress.removed, "idle removed")
+    left = "" if remove_idle else _idle_words(progress.idle, "idle left")
+    sentence = f"{counted(progress.moved, 'link')} moved off pod {pod}{by_others}{gone}{left}"
     _tell(evacuation, sentence, as_json=as_json)
-    if progress.passes >= _PASSES:
-        complain(f"somebody goes on linking users to pod {pod}: drain it, and evacuate it again")
-        raise typer.Exit(FAILED)
+    _end(evacuation, namespace)
 
 
-def _confirm(question: str) -> None:
-    if not sys.stdin.isatty():
-        complain("nobody can be asked here; --yes says that it is meant")
-        raise typer.Exit(CALLED_WRONGLY)
-    # Not typer.confirm(): it writes a blank to standard output, which may be a pipe.
-    typer.echo(f"{question} [y/N] ", err=True, nl=False)
-    try:
-        answer = sys.stdin.readline().strip().lower()
-    except KeyboardInterrupt:
-        typer.echo(err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    if answer not in ("y", "yes"):
-        complain("nothing was changed")
+def _idle_words(count: int, words: str) -> str:
+    return f"; {count:,} {words}" if count else ""
+
+
+def _complain_of_refused(evacuation: _Evacuation, namespace: str) -> None:
+    if evacuation.progress.refused:
+        complain(
+            f"{counted(evacuation.progress.refused, 'link')} to pod {evacuation.pod} cannot be moved: no call accepts "
+            f"the uid. To see some: sfroute doctor --namespace {shlex.quote(namespace)} --show-uids"
+        )
+
+
+def _end(evacuation: _Evacuation, namespace: str) -> None:
+    """Say which links are left that should not be, and fail if there are any."""
+    _complain_of_refused(evacuation, namespace)
+    busy = evacuation.progress.passes >= _PASSES
+    if busy:
+        complain(
+            f"somebody goes on linking users to pod {evacuation.pod}: drain it, and evacuate it again"
+        )
+    if busy or evacuation.progress.refused:
         raise typer.Exit(FAILED)
 
 
 class _Evacuation:
-    """What is to be done, and how far it has come."""
+    """One evacuation, and its progress."""
 
     def __init__(
         self,
@@ -120,6 +141,9 @@ class _Evacuation:
         pod: int,
         rate: float | None,
         pod_timeout: float,
+        idle: float | None,
+        *,
+        remove_idle: bool,
     ) -> None:
         self._url = url
         self._namespace = namespace
@@ -127,13 +151,17 @@ class _Evacuation:
         self.pod = pod
         self._rate = rate
         self._pod_timeout = pod_timeout
+        self._idle = idle
+        self._remove_idle = remove_idle
         self.progress = EvacuationProgress()
 
     async def count(self) -> bool:
-        """Count the links; True if the pod still takes new users."""
+        """Count the links. True if the pod still takes new users."""
         async with open_router(self._url, router_config(self._pod_timeout)) as router:
             pods = await router.get_pods(self._namespace, self._service, fresh=True)
-            steps = router.evacuate(self._namespace, self._service, self.pod, dry_run=True)
+            steps = router.evacuate(
+                self._namespace, self._service, self.pod, dry_run=True, idle=self._idle
+            )
             with counting("looking at links", None) as more:
                 async with aclosing(steps):
                     async for step in steps:
@@ -145,7 +173,14 @@ class _Evacuation:
         """Move the links."""
         self.progress = EvacuationProgress()
         async with open_router(self._url, router_config(self._pod_timeout)) as router:
-            steps = router.evacuate(self._namespace, self._service, self.pod, rate=self._rate)
+            steps = router.evacuate(
+                self._namespace,
+                self._service,
+                self.pod,
+                rate=self._rate,
+                idle=self._idle,
+                remove_idle=self._remove_idle,
+            )
             with counting("moving links", expected) as more:
                 async with aclosing(steps):
                     async for step in steps:
@@ -165,6 +200,9 @@ def _tell(evacuation: _Evacuation, sentence: str, *, as_json: bool) -> None:
         "moved": progress.moved,
         "elsewhere": progress.elsewhere,
         "failed": progress.failed,
+        "idle": progress.idle,
+        "removed": progress.removed,
+        "refused": progress.refused,
         "passes": progress.passes,
     }
     sys.stdout.write(as_json_line(fields))

@@ -1,4 +1,4 @@
-"""All keys of a namespace, looked at one by one: the links, and what no program should have written.
+"""Examines every key of a namespace: the links, the claims, and what no program should have written.
 
 Nothing is changed, and nothing is kept of what is in order but counts, however many keys there are.
 """
@@ -11,17 +11,29 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ..keys import MAX_POD, link_key, link_prefix, parse_link_key
+from .._contract.keys import (
+    LinkKey,
+    check_link_names,
+    check_service_names,
+    claim_key,
+    link_key,
+    link_prefix,
+    parse_link_key,
+)
+from ..errors import InvalidArgument
+from .claims import CLAIM_FLAWS, REPAIRED, Flawed, look_at_claims, pod_of
 from .nodes import Node, Store, code_of
 
 __all__ = [
     "FLAWS",
+    "MAX_REPAIRS",
     "Examples",
     "Keyspace",
     "count_links",
     "judge_hash",
     "judge_link",
     "look_at_keys",
+    "look_for_namespaces",
 ]
 
 FLAWS: Final = {
@@ -31,23 +43,30 @@ FLAWS: Final = {
     "differs": "persistent links for which the uid's hash names another pod",
     "temporary": "temporary links that the uid's hash lists as persistent",
     "orphan": "entries of a uid's hash without a link",
+    "unlinked": "orphaned claims: the uid has no link",
+    "elsewhere": "orphaned claims: the uid's link leads to another pod",
+    "record": "claim records that hold something else",
+    "name": "keys whose uid or service no call accepts ('{', '}', control characters, over 512 bytes or not UTF-8)",
 }
+MAX_REPAIRS: Final = 100_000
+"""The most flaws that are remembered for one repair."""
 _EXAMPLES: Final = 5
+_NAMESPACES: Final = 100
 _SECOND_LOOK_SECONDS: Final = 0.2
-"""A write between two of our commands looks like a flaw, but not for long."""
+"""A write between two of our commands looks like a flaw, but only for a moment."""
 
 Progress = Callable[[int], None]
 
 
 @dataclass
 class Examples:
-    """How many there are, and a few of their keys."""
+    """A count, and a few of the keys."""
 
     count: int = 0
     keys: list[str] = field(default_factory=list)
 
     def add(self, key: str) -> None:
-        """One more."""
+        """Count one more."""
         self.count += 1
         if len(self.keys) < _EXAMPLES and key not in self.keys:
             self.keys.append(key)
@@ -55,39 +74,56 @@ class Examples:
 
 @dataclass
 class Keyspace:
-    """What was seen.
+    """What the keys of a namespace hold.
 
     Attributes:
         scanned: keys looked at.
         links: (service, pod) -> links.
         temporary: how many of the links have an expiry.
+        idle: persistent links that nobody has read or written for as long as was asked.
+        idle_untold: why the server did not tell that of some; empty if it did.
         services: services whose pods have reported states.
         flaws: one of ``FLAWS`` -> where.
+        claims: how many claims are held.
+        refused: claim records that the URL's user may not read.
+        repairable: what a repair mends; as many as are kept.
         moved: keys that went to another server meanwhile, and were not looked at.
         unread: server -> why its keys could not be looked at.
+        missing: primary that does not answer -> why; of its keys nothing is known.
     """
 
     scanned: int = 0
     links: Counter[tuple[str, int]] = field(default_factory=Counter)
     temporary: int = 0
+    idle: int = 0
+    idle_untold: str = ""
     services: set[str] = field(default_factory=set)
     flaws: dict[str, Examples] = field(default_factory=dict)
+    claims: int = 0
+    refused: int = 0
+    repairable: list[Flawed] = field(default_factory=list)
     moved: int = 0
     unread: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """True if every primary was searched."""
+        return not self.unread and not self.missing and not self.moved
 
     def flawed(self, flaw: str, key: str) -> None:
-        """One more key with this flaw."""
+        """Count a key with this flaw."""
         self.flaws.setdefault(flaw, Examples()).add(key)
+
+    def disagrees(self, namespace: str, found: Flawed) -> None:
+        """Count a link or claim whose keys do not agree."""
+        key = claim_key if found.flaw in CLAIM_FLAWS or found.flaw == "record" else link_key
+        self.flawed(found.flaw, key(namespace, found.uid, found.service))
+        if found.flaw in REPAIRED and len(self.repairable) < MAX_REPAIRS:
+            self.repairable.append(found)
 
 
 # --- what is in order; pure
-
-
-def _pod_of(value: Any) -> int | None:
-    if isinstance(value, bytes) and len(value) <= 19 and value.isdigit():
-        number = int(value)
-        return number if number <= MAX_POD else None
-    return None
 
 
 def judge_link(value: Any, ttl_ms: Any, in_hash: Any) -> str | None:
@@ -96,7 +132,7 @@ def judge_link(value: Any, ttl_ms: Any, in_hash: Any) -> str | None:
         return "type" if code_of(value) == "WRONGTYPE" else None
     if value is None:
         return None  # it has gone meanwhile
-    if _pod_of(value) is None:
+    if pod_of(value) is None:
         return "value"
     if isinstance(in_hash, BaseException):
         return None  # a flaw of the hash, which has its own turn
@@ -115,16 +151,23 @@ def judge_hash(link: Any) -> str | None:
 # --- looking
 
 
-async def look_at_keys(store: Store, namespace: str, progress: Progress) -> Keyspace:
-    """Look at all keys of a namespace; ``progress`` is told how many more there were."""
+async def look_at_keys(
+    store: Store, namespace: str, progress: Progress, idle: float | None = None
+) -> Keyspace:
+    """Examine all keys of a namespace. ``progress`` is told how many more there were.
+
+    ``idle``: the seconds after which a persistent link is counted as idle.
+    """
     seen = Keyspace()
 
     async def look(node: Node) -> None:
-        # Keys of a namespace begin alike but for operation records, which live for seconds.
-        async for keys in node.keys(f"sf:{{{_literal(namespace)}:*"):
-            await _look_at(node, namespace, keys, seen)
-            seen.scanned += len(keys)
-            progress(len(keys))
+        # Links, states and claim records. Operation records live for minutes at most.
+        ours = tuple(f"{head}{{{namespace}:".encode() for head in ("sf:", "sf:own:"))
+        async for keys in node.keys(f"sf:*{{{_literal(namespace)}:*"):
+            mine = [key for key in keys if key.startswith(ours)]
+            await _look_at(node, namespace, mine, seen, idle)
+            seen.scanned += len(mine)
+            progress(len(mine))
 
     for node, outcome in await store.of_each(look, primaries=True):
         if isinstance(outcome, BaseException):
@@ -132,22 +175,87 @@ async def look_at_keys(store: Store, namespace: str, progress: Progress) -> Keys
     return seen
 
 
-async def _look_at(node: Node, namespace: str, keys: Sequence[bytes], seen: Keyspace) -> None:
+async def look_for_namespaces(store: Store) -> list[str]:
+    """The namespaces that have states or links, as far as the primaries say; a sample, if there are many."""
+    found: set[str] = set()
+
+    async def look(node: Node) -> None:
+        async for keys in node.keys("sf:{*:*"):
+            for key in keys:
+                name, colon, rest = key[4:].decode("utf-8", "replace").partition(":")
+                if name and colon and rest.startswith(("state:", "workload:", "lk:")):
+                    found.add(name)
+            if len(found) >= _NAMESPACES:
+                return
+
+    await store.of_each(look, primaries=True)
+    return sorted(found)
+
+
+async def _look_at(
+    node: Node, namespace: str, keys: Sequence[bytes], seen: Keyspace, idle: float | None
+) -> None:
     links: list[tuple[str, str]] = []
     hashes: list[str] = []
+    claims: list[tuple[str, str]] = []
     others: list[tuple[str, str]] = []
     for raw in keys:
-        parsed = parse_link_key(raw)
-        kind, _, name = raw.decode("utf-8", "replace")[len(f"sf:{{{namespace}:") :].partition(":")
-        if parsed is not None and parsed.service is not None:
-            links.append((parsed.uid, parsed.service))
+        own = raw.startswith(b"sf:own:")
+        key = b"sf:" + raw.removeprefix(b"sf:own:") if own else raw
+        parsed = parse_link_key(key)
+        kind, _, name = key.decode("utf-8", "replace")[len(f"sf:{{{namespace}:") :].partition(":")
+        if not _is_name(parsed, key, kind, name):
+            seen.flawed("name", raw.decode("utf-8", "backslashreplace"))
+        elif parsed is not None and parsed.service is not None:
+            (claims if own else links).append((parsed.uid, parsed.service))
         elif parsed is not None:
             hashes.append(parsed.uid)
-        elif kind in ("state", "workload") and name.endswith("}"):
+        elif kind in ("state", "workload"):
             others.append((kind, name.removesuffix("}")))
+    if idle is not None:
+        # Before they are read.
+        await _count_idle(node, namespace, links, seen, idle)
     await _look_at_links(node, namespace, links, seen)
     await _look_at_hashes(node, namespace, hashes, seen)
+    await _look_at_claims(node, namespace, claims, seen)
     await _look_at_others(node, namespace, others, seen)
+
+
+def _is_name(parsed: LinkKey | None, key: bytes, kind: str, name: str) -> bool:
+    """False for a key whose names programs in other languages can write, and ours refuse."""
+    try:
+        key.decode()
+        if parsed is not None:
+            check_link_names(parsed.namespace, parsed.uid, parsed.service or "any")
+        elif kind in ("state", "workload"):
+            check_service_names("any", name.removesuffix("}"))
+            return name.endswith("}")
+        return parsed is not None or kind != "lk"
+    except (InvalidArgument, UnicodeDecodeError):
+        return False
+
+
+async def _look_at_claims(
+    node: Node, namespace: str, claims: Sequence[tuple[str, str]], seen: Keyspace
+) -> None:
+    held, refused, flawed = await look_at_claims(node, namespace, claims)
+    seen.claims += held
+    seen.refused += refused
+    for each in flawed:
+        seen.disagrees(namespace, each)
+
+
+async def _count_idle(
+    node: Node, namespace: str, links: Sequence[tuple[str, str]], seen: Keyspace, idle: float
+) -> None:
+    keys = [link_key(namespace, uid, service) for uid, service in links]
+    told = await node.ask_many([("OBJECT", "IDLETIME", key) for key in keys])
+    times = await node.ask_many([("PTTL", key) for key in keys])
+    for seconds, ttl_ms in zip(told, times, strict=True):
+        if isinstance(seconds, BaseException):
+            seen.idle_untold = code_of(seconds)
+        elif seconds is not None:
+            seen.idle += seconds >= idle and ttl_ms == -1
 
 
 async def _ask_links(
@@ -175,9 +283,12 @@ async def _look_at_links(
         value, ttl_ms, in_hash = answer
         if isinstance(value, BaseException) and code_of(value) in ("MOVED", "ASK", "TRYAGAIN"):
             seen.moved += 1
+        elif isinstance(value, BaseException) and code_of(value) != "WRONGTYPE":
+            # Such as CLUSTERDOWN: the key is there, and nothing is known of it.
+            seen.unread[str(node.address)] = code_of(value)
         elif judge_link(value, ttl_ms, in_hash) is not None:
             suspects.append((link, answer))
-        if (pod := _pod_of(value)) is not None:
+        if (pod := pod_of(value)) is not None:
             seen.links[link[1], pod] += 1
             seen.temporary += isinstance(ttl_ms, int) and ttl_ms >= 0
     if not suspects:
@@ -187,7 +298,7 @@ async def _look_at_links(
     for (link, before), after in zip(suspects, again, strict=True):
         flaw = judge_link(*after)
         if flaw is not None and flaw == judge_link(*before):
-            seen.flawed(flaw, link_key(namespace, *link))
+            seen.disagrees(namespace, Flawed(flaw, *link))
 
 
 async def _look_at_hashes(node: Node, namespace: str, uids: Sequence[str], seen: Keyspace) -> None:
@@ -199,7 +310,7 @@ async def _look_at_hashes(node: Node, namespace: str, uids: Sequence[str], seen:
                 seen.flawed("type", link_prefix(namespace, uid))
             continue
         for service, value in reply.items():
-            if _pod_of(value) is None:
+            if pod_of(value) is None:
                 seen.flawed("value", link_prefix(namespace, uid))
             else:
                 entries.append((uid, service.decode("utf-8", "replace")))
@@ -211,7 +322,7 @@ async def _look_at_hashes(node: Node, namespace: str, uids: Sequence[str], seen:
         )
         listed = [link for link, there in zip(suspects, still, strict=True) if there == 1]
         for uid, service in await _without_link(node, namespace, listed):
-            seen.flawed("orphan", link_key(namespace, uid, service))
+            seen.disagrees(namespace, Flawed("orphan", uid, service))
 
 
 async def _without_link(
@@ -249,7 +360,7 @@ async def _look_at_others(
 async def count_links(
     store: Store, namespace: str, service: str, progress: Progress
 ) -> Counter[int]:
-    """Pod -> its links of a service; every key of the store is passed over.
+    """Pod -> its links of a service. It takes a scan of every key of the store.
 
     Raises what a server says that does not answer.
     """
@@ -259,7 +370,7 @@ async def count_links(
         pattern = f"sf:{{{_literal(namespace)}:lk:*}}{_literal(service)}"
         async for keys in node.keys(pattern):
             values = await node.ask_many([("GET", key) for key in keys])
-            found.update(pod for value in values if (pod := _pod_of(value)) is not None)
+            found.update(pod for value in values if (pod := pod_of(value)) is not None)
             progress(len(keys))
 
     for _, outcome in await store.of_each(look, primaries=True):

@@ -7,18 +7,27 @@ from typing import Annotated, Final
 
 import typer
 
-from ..keys import check_link_names, check_persist_seconds, check_service_names, check_uid_names
+from .._contract.keys import (
+    check_link_names,
+    check_persist_seconds,
+    check_service_names,
+    check_uid_names,
+)
 from ..types import PERSIST_FOREVER
 from .common import (
     FAILED,
     NO,
     AsJson,
     Namespace,
+    PodId,
     Service,
     Url,
     as_json_line,
     complain,
+    confirm,
     open_router,
+    pod_id,
+    printable,
     require,
     run,
     write,
@@ -33,7 +42,6 @@ app = typer.Typer(
 )
 
 Uid = Annotated[str, typer.Argument(help="The user.", show_default=False)]
-PodId = Annotated[int, typer.Argument(min=0, help="The pod's id.", show_default=False)]
 PersistSeconds = Annotated[
     int,
     typer.Option(
@@ -67,7 +75,7 @@ def get(
     elif pod is not None:
         write(pod, "temporary" if persistent is None else "persistent")
     else:
-        complain("the uid has no link")
+        complain(f"the uid has no link of service {service!r} in namespace {namespace!r}")
     if pod is None:
         raise typer.Exit(NO)
 
@@ -85,13 +93,25 @@ def set_(
     uid: Uid,
     pod: PodId,
     persist_seconds: PersistSeconds = _FOREVER,
+    force: Annotated[
+        bool, typer.Option("--force", help="Do not ask, even if the pod has not reported.")
+    ] = False,
     url: Url = "",
     namespace: Namespace = "",
     service: Service = "",
     as_json: AsJson = False,
 ) -> None:
-    """Link the uid to a pod, whoever has it now; tells which pod had it before."""
+    """Link the uid to a pod, whatever pod has it now; write the pod that had it before.
+
+    It asks first if other pods of the service have reported a state and this one has not.
+    """
     _check(url, namespace, uid, service, persist_seconds)
+    if not force and (there := run(_reported(url, namespace, service))) and pod not in there:
+        known = ", ".join(map(str, sorted(there)[:8]))
+        confirm(
+            f"Pod {pod} of {service!r} has not reported; those that have: {known}. Link the uid to it?",
+            "--force",
+        )
 
     async def work() -> int | None:
         async with open_router(url) as router:
@@ -102,6 +122,12 @@ def set_(
         _write_json(uid, service, pod=pod, previous=previous)
     else:
         write(f"pod {pod}; before: {'none' if previous is None else f'pod {previous}'}")
+
+
+async def _reported(url: str, namespace: str, service: str) -> frozenset[int]:
+    """The pods of the service that have reported a state."""
+    async with open_router(url) as router:
+        return frozenset(await router.get_service_state(namespace, service))
 
 
 @app.command()
@@ -139,7 +165,7 @@ def set_if_absent(
         bool,
         typer.Option(
             "--refresh",
-            help="Also extend a temporary link that is there; it is never shortened.",
+            help="Also extend an existing temporary link; it is never shortened.",
         ),
     ] = False,
     url: Url = "",
@@ -147,7 +173,7 @@ def set_if_absent(
     service: Service = "",
     as_json: AsJson = False,
 ) -> None:
-    """Link a uid that has no link; tells who owns it afterwards."""
+    """Link a uid that has no link; write its owner afterwards."""
     _check(url, namespace, uid, service, persist_seconds)
 
     async def work() -> int:
@@ -169,7 +195,10 @@ def remove(
     pod: Annotated[
         int | None,
         typer.Option(
-            "--pod", min=0, help="Only if the link is this pod's, so that no newer one is removed."
+            "--pod",
+            parser=pod_id,
+            metavar="POD",
+            help="Only if the link is this pod's, so that no newer one is removed.",
         ),
     ] = None,
     persist_seconds: Annotated[
@@ -193,7 +222,7 @@ def remove(
             if pod is None:
                 return await router.remove_linked_pod(namespace, uid, service, persist_seconds)
             return await router.remove_linked_pod_with_id(
-                namespace, uid, service, pod, persist_seconds
+                namespace, uid, service, pod=pod, persist_seconds=persist_seconds
             )
 
     removed = run(work())
@@ -250,7 +279,7 @@ def batch(
     def compose(uid: str, pod: int | None) -> str:
         if as_json:
             return as_json_line({"uid": uid, "pod": pod})
-        return f"{uid}\t{'-' if pod is None else pod}\n"
+        return f"{printable(uid)}\t{'-' if pod is None else pod}\n"
 
     async def work() -> int:
         async with open_router(url) as router:

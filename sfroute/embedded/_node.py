@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import socket
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from redis.backoff import NoBackoff
 from redis.connection import Connection, SSLConnection
 from redis.retry import Retry
 
+from sfroute._chance import chance
 from sfroute.errors import ConfigError
 
 from ._supervisor import LocalClusterError, PortTaken, Supervisor
@@ -35,7 +35,7 @@ __all__ = [
 HOST: Final = "127.0.0.1"
 BUS_OFFSET: Final = 10000
 """The cluster bus listens on port + 10000, by convention of the servers."""
-# Both ports below the ranges from which Linux (32768) and macOS (49152) take the client's end of connections.
+# These ports, and their cluster bus ports, lie below the ephemeral ranges of Linux (from 32768) and macOS (from 49152).
 _PORTS: Final = range(10000, 20000)
 _PORT_ATTEMPTS: Final = 8
 _LOG_TAIL: Final = 2000
@@ -44,9 +44,9 @@ _UP_SECONDS: Final = 0.5
 
 Role = Literal["primary", "replica"]
 Reply = str | bytes | int | list["Reply"] | None
-"""What a server answers to a command, in RESP2."""
+"""A server's reply to a command, in RESP2."""
 
-# What the code here sets itself and relies on.
+# Directives that this module sets and relies on.
 _RESERVED: Final = frozenset(
     {
         "bind",
@@ -85,12 +85,16 @@ class ServerSettings:
     def __post_init__(self) -> None:
         reserved = sorted(_RESERVED.intersection(name.lower() for name in self.extra))
         if reserved:
-            raise ConfigError(f"extra_config must not set {', '.join(reserved)}: sfroute does")
+            raise ConfigError(
+                f"extra_config must not set {', '.join(reserved)}: sfroute sets it; leave it out"
+            )
         if any("\n" in f"{name}{value}" for name, value in self.extra.items()):
-            raise ConfigError("extra_config must hold one line for each directive")
+            raise ConfigError(
+                "extra_config must hold one line per directive; remove the line break"
+            )
 
     def lines(self, port: int, directory: Path) -> list[str]:
-        """The configuration file of a server; where a directive stands twice, its last value counts."""
+        """The lines of a server's configuration file. If a directive appears twice, the last value counts."""
         lines = [
             f"bind {HOST}",
             f"dir {_quoted(str(directory))}",
@@ -106,7 +110,7 @@ class ServerSettings:
                 "cluster-enabled yes",
                 "cluster-config-file nodes.conf",
                 f"cluster-node-timeout {self.node_timeout_ms}",
-                # Replicas stay where they were put.
+                # Replicas keep the primary that they were given.
                 "cluster-allow-replica-migration no",
             ]
         if self.tls:
@@ -135,20 +139,20 @@ def _value(value: str | int | bool) -> str:
 
 
 def _free_port(*, bus: bool) -> int:
-    """A port that nobody listens on now; a server that finds it taken after all is given another."""
-    for port in random.sample(_PORTS, 200):
+    """A port that is free now. A server that finds it taken by then is given another."""
+    for port in chance.sample(_PORTS, 200):
         if not why_not_free(port, bus=bus):
             return port
     raise LocalClusterError(
-        f"no free port was found from {_PORTS.start} to {_PORTS.stop - 1}; end other servers on this machine"
+        f"no free port found between {_PORTS.start} and {_PORTS.stop - 1}; stop other servers on this machine"
     )
 
 
 def why_not_free(port: int, *, bus: bool) -> str:
-    """Why no server can have a port, or with ``bus`` that of its cluster bus; empty if it can."""
+    """Why a server cannot listen on a port, or (``bus``) on its cluster bus port. Empty if it can."""
     for needed in (port, port + BUS_OFFSET) if bus else (port,):
         with socket.socket() as probe:
-            # As servers do: a port in TIME_WAIT can be bound, one that is listened on cannot.
+            # As the servers do: a port in TIME_WAIT can be bound, a port with a listener cannot.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((HOST, needed))
@@ -162,13 +166,13 @@ class Node:
 
     Attributes:
         host: ``"127.0.0.1"``.
-        port: where it listens; another after ``restart(node, new_port=True)``.
-        pid: its process id; another after each restart.
-        node_id: its name in the cluster, for life; empty for a single server.
-        role: ``"primary"`` or ``"replica"``, as last seen (``refresh``, ``wait_healthy`` and ``failover`` look).
-        slots: the slots it serves, as last seen; empty for a replica.
-        epoch: the age of its claim to them, as last seen; where two nodes claim a slot, the higher one counts.
-        paused: it was stopped by ``pause`` and not resumed yet.
+        port: the port it listens on. Changes with ``restart(node, new_port=True)``.
+        pid: its process id. Changes with each restart.
+        node_id: its id in the cluster, which never changes. Empty for a single server.
+        role: ``"primary"`` or ``"replica"``, as last seen by ``refresh``, ``wait_healthy`` or ``failover``.
+        slots: the slots it serves, as last seen. Empty for a replica.
+        epoch: the configuration epoch of its slots, as last seen. If two nodes claim a slot, the higher epoch wins.
+        paused: ``pause`` stopped it, and ``resume`` has not continued it yet.
     """
 
     def __init__(self, name: str, settings: ServerSettings, supervisor: Supervisor) -> None:
@@ -198,11 +202,11 @@ class Node:
 
     @property
     def alive(self) -> bool:
-        """Its process runs or is paused."""
+        """True while its process exists, paused or not."""
         return self._supervisor.stop.alive and self._supervisor.status(self.pid) is None
 
     def launch(self, port: int | None = None) -> None:
-        """Start the process, on a free port if none is given; ``is_up`` tells when it answers."""
+        """Start the process, on a free port if None is given. ``is_up`` says when it answers."""
         self._attempts = 0 if port is None else _PORT_ATTEMPTS
         self._launch(port)
 
@@ -210,7 +214,7 @@ class Node:
         self.port = port or _free_port(bus=self._settings.cluster)
         config = self._directory / "server.conf"
         lines = self._settings.lines(self.port, self._directory)
-        # The file holds the password: a command line would show it to everybody on the machine.
+        # The password goes into a file: a command line would show it to every user of the machine.
         config.touch(mode=0o600)
         config.write_text("\n".join([*lines, ""]))
         self._log.unlink(missing_ok=True)
@@ -218,11 +222,11 @@ class Node:
         self.pid = self._supervisor.start([str(self._settings.binary), str(config)], self._log)
 
     def is_up(self) -> bool:
-        """True once the launched process answers; one that lost its port to somebody is launched on another.
+        """True once the launched process answers. If another process took its port, it is launched on another one.
 
         Raises:
-            ConfigError: it cannot do TLS.
-            LocalClusterError: it ended; the text carries the end of its log.
+            ConfigError: the server was built without TLS.
+            LocalClusterError: the process ended. The text holds the end of its log.
         """
         status = self._supervisor.status(self.pid)
         if status is not None:
@@ -231,7 +235,9 @@ class Node:
         try:
             info = self.info("server", timeout=_UP_SECONDS)
         except (redis.ConnectionError, redis.TimeoutError, redis.ResponseError):
-            return False  # not yet, or a stranger on this port: then our server is about to end
+            return (
+                False  # not ready yet; or a stranger has the port, and our server is about to end
+            )
         return info.get("process_id") == str(self.pid)
 
     def _relaunch(self, status: int) -> None:
@@ -242,21 +248,21 @@ class Node:
             return
         if self._settings.tls and ("connection type tls" in log or "'tls-" in log):
             raise ConfigError(
-                f"tls=True needs a server that was built with TLS, and {self._settings.binary} was not; "
-                "pass server_binary= with another, such as Debian's redis-server"
+                f"TLS needs a server built with TLS, and {self._settings.binary} was built without; "
+                "use another, such as Debian's redis-server (server_binary=; on the command line --server)"
             )
         kind = PortTaken if "already in use" in log else LocalClusterError
         raise kind(
-            f"{self._settings.binary} ended at start with status {status}; the end of its log:\n"
+            f"{self._settings.binary} exited during startup with status {status}; the end of its log:\n"
             f"{log[-_LOG_TAIL:].strip()}"
         )
 
     def log_tail(self) -> str:
-        """The end of what the server wrote, for error texts."""
+        """The end of the server's log, for error texts."""
         return self._log.read_text(errors="replace")[-_LOG_TAIL:].strip()
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the process, nothing if it has ended; after SIGKILL it has."""
+        """Send a signal to the process, if it has not ended. With SIGKILL, returns when it has ended."""
         self._supervisor.signal(self.pid, number)
         self.paused = self.alive and (
             number == signal.SIGSTOP or (self.paused and number != signal.SIGCONT)
@@ -272,7 +278,7 @@ class Node:
         decode: bool = True,
         timeout: float = _COMMAND_SECONDS,
     ) -> list[Reply]:
-        """Send commands over a connection of their own and return the replies.
+        """Send commands over a new connection and return the replies.
 
         Raises:
             redis.RedisError: an error reply (``redis.ResponseError``), or the server cannot be reached.
@@ -284,7 +290,7 @@ class Node:
         finally:
             connection.disconnect()
 
-    # Any: the methods of redis-py's connections have no types.
+    # Any: redis-py does not type the methods of its connections.
     def _connect(self, decode: bool, timeout: float) -> Any:
         tls = self._settings.tls
         options: dict[str, Any] = {"ssl_ca_certs": os.fspath(tls.ca)} if tls else {}

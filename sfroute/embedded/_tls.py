@@ -1,4 +1,4 @@
-"""A certificate authority of thirty days and a server certificate for loopback, made with the ``openssl`` command."""
+"""Makes a certificate authority and a server certificate for loopback, valid for thirty days, with ``openssl``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ._supervisor import LocalClusterError
 
 __all__ = ["Certificates", "make_certificates"]
 
-# Key identifiers and key usage are there because Python 3.13 checks certificates strictly.
+# Python 3.13 checks certificates strictly: they need key identifiers and key usage.
 _CONFIG: Final = """
 [req]
 distinguished_name = name
@@ -45,15 +45,15 @@ class Certificates:
 
 
 def make_certificates(directory: Path) -> Certificates:
-    """Write a new authority and a server certificate, signed by it, for 127.0.0.1 and localhost.
+    """Make a new authority, and a server certificate for 127.0.0.1 and localhost that it signs.
 
     Raises:
-        ConfigError: there is no ``openssl`` command.
+        ConfigError: the ``openssl`` command was not found.
     """
     openssl = shutil.which("openssl")
     if openssl is None:
         raise ConfigError(
-            "tls=True needs the openssl command to make certificates, and there is none on PATH; "
+            "TLS needs the openssl command to make certificates, and it is not on PATH; "
             "install the package openssl"
         )
 

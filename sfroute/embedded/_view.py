@@ -1,4 +1,4 @@
-"""What one node says about its cluster: the replies of CLUSTER NODES and INFO."""
+"""Parses one node's view of its cluster: the replies to CLUSTER NODES and INFO."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Peer", "parse_nodes", "replicas_online"]
 
 
 class Peer(NamedTuple):
-    """One line: a node as the answering node sees it."""
+    """One line of CLUSTER NODES: a node, as the answering node sees it."""
 
     node_id: str
     flags: frozenset[str]
@@ -22,7 +22,7 @@ class Peer(NamedTuple):
 
     @property
     def usable(self) -> bool:
-        """Known, linked and not suspected to have failed."""
+        """True if the node is known, linked and not suspected to have failed."""
         bad = {"fail", "fail?", "handshake", "noaddr"}
         return (self.connected or "myself" in self.flags) and not self.flags & bad
 
@@ -42,7 +42,7 @@ def parse_nodes(reply: Reply) -> dict[str, Peer]:
             None if primary == "-" else primary,
             int(epoch),
             link == "connected",
-            # In brackets stand slots that are being moved; their owner lists them plainly too.
+            # Slots in brackets are being moved. Their owner also lists them without brackets.
             tuple(_slot_range(part) for part in slots if not part.startswith("[")),
         )
     return peers
@@ -54,10 +54,10 @@ def _slot_range(text: str) -> range:
 
 
 def replicas_online(replication: Mapping[str, str]) -> dict[int, bool]:
-    """Port of each replica that has its primary's data -> it has acknowledged something. From INFO replication.
+    """Port -> True if the replica has acknowledged, for each replica that has its primary's data.
 
-    A replica that has just loaded the data is sent nothing before its first acknowledgement, for which it may take a
-    second; a WAIT waits as long.
+    From INFO replication. A replica that has just loaded the data is sent nothing before its first acknowledgement,
+    which may take a second. A WAIT takes as long.
     """
     online: dict[int, bool] = {}
     for name, value in replication.items():
@@ -65,6 +65,6 @@ def replicas_online(replication: Mapping[str, str]) -> dict[int, bool]:
             replica = dict(part.split("=", 1) for part in value.split(","))
             if replica["state"] == "online":
                 port = int(replica["port"])
-                # One that has come back may be listed twice for a while.
+                # A replica that reconnected may be listed twice for a while.
                 online[port] = online.get(port, True) and int(replica["offset"]) > 0
     return online

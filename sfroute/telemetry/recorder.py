@@ -1,80 +1,65 @@
-"""The queue between what happens and the spans that tell of it, and the worker that makes them.
+"""The queue of records, and the worker that turns them into spans.
 
-The caller's path only appends to a bounded queue. A thread of the router takes records out, makes real spans of them
-(sampler, processors, parent, true start and end times) and ends them. What does not fit is dropped and counted. A
-quarter of the queue is kept free of cached answers: a flood of those must not hide the errors among the rest.
+The caller's path only appends to a bounded queue. A thread of the router takes records out and makes real spans
+(``spans.py``: sampler, processors, parent, true start and end times). Records that do not fit are dropped and counted.
+Cached answers have a ring of their own, three quarters of the queue, so a flood of them cannot push out errors. When it
+is full, the oldest of them is dropped: the ring does that in C, while a check would cost the caller a frame of Python.
 
-Who may touch it: any thread appends; only the worker takes out, and once it has ended, whoever comes late, under a
-lock.
+Who may touch the queue and the ring: any thread appends. Only the worker takes records out; after it has ended, a late
+caller does, under a lock.
 """
 
 from __future__ import annotations
 
 import atexit
-import hashlib
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextvars import copy_context
+from contextvars import Token, copy_context
 from itertools import count
-from time import monotonic
-from typing import Any, Final
+from typing import Final
 
 from opentelemetry import context as otel_context
-from opentelemetry import trace
-from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, Tracer
+from opentelemetry.context import Context
 
-from ..cache import CacheKey
-from . import names
-from .records import CallRecord, ClientRecord, EventRecord, HitRecord, wall_clock_ahead
+from .logs import log_fields
+from .records import CallRecord, HitRecord
+from .spans import Record, SpanMaker
 
-__all__ = ["FLUSH_SECONDS", "MAX_LINKS", "HitHook", "Recorder", "user_hash"]
+__all__ = ["FLUSH_SECONDS", "HitHook", "Recorder", "reader_of_context"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("sfroute.telemetry")
 
 POLL_SECONDS: Final = 0.1
-"""How often the worker looks. Waking it for each record would cost the caller more than the record."""
+"""How often the worker checks the queue. Waking it for each record would cost the caller more than the record."""
 
 FLUSH_SECONDS: Final = 5.0
-"""How long closing waits for the worker. It works for the application's processors, and those may wait for anything."""
+"""How long closing waits for the worker, which runs the application's processors. Those may block on anything."""
 
-MAX_LINKS: Final = 128
-"""Links of one span; the SDK's own default limit."""
-
-MAX_NAME: Final = 128
-"""Characters of a namespace or service on a span."""
-
-Record = HitRecord | CallRecord | ClientRecord | EventRecord
-
-HitHook = Callable[[str, CacheKey, float], None]
-"""Records a cached answer: operation, key, start by the monotonic clock in seconds."""
+HitHook = tuple[Callable[[HitRecord], None], Callable[[], Context]]
+"""How to record a cached answer: what takes the record, and what reads the caller's context for it. Callers put the
+record together themselves: a function for that would cost more than all the rest."""
 
 
 class Recorder:
-    """See the module's text.
+    """The queue and its worker; see the module's docstring.
 
     Attributes:
-        queue: what waits for the worker.
-        dropped: records that became no span: the queue was full, or a processor failed.
-        tracer: makes the spans; None: nobody wants any.
+        queue: records waiting for the worker, without those of cached answers.
+        hits: cached answers waiting for the worker.
+        count_hits: how many cached answers there have been, by the cache's own count.
     """
 
-    def __init__(
-        self,
-        capacity: int,
-        *,
-        follow_parent: bool,
-        user_hash_key: bytes | None,
-        on_call: Callable[[CallRecord], None],
-    ) -> None:
+    def __init__(self, capacity: int, maker: SpanMaker, log: logging.Logger = _log) -> None:
+        self._log = log
         self.queue: deque[Record] = deque()
-        self.dropped = 0
-        self.tracer: Tracer | None = None
+        self.hits: deque[HitRecord] = deque(maxlen=capacity - capacity // 4)
+        self.count_hits: Callable[[], int] = lambda: 0
+        self._dropped = self._hits_dropped = 0
+        self._hits_before = self._hits_taken = 0
         self._capacity = capacity
-        self._follow_parent = follow_parent
-        self._user_hash_key = user_hash_key
-        self._on_call = on_call
+        self._maker = maker
         self._fresh_worker()
 
     def _fresh_worker(self) -> None:
@@ -84,15 +69,31 @@ class Recorder:
         self._worker: threading.Thread | None = None
         self._when_stopped: Callable[[], None] | None = None
         self._failed = False
-        self._wall_clock_ahead = 0
-        # True while a worker takes records out.
+        # True while a worker is running.
         self._attended = False
         self._ended = False
 
+    def __len__(self) -> int:
+        """How many records wait for the worker."""
+        return len(self.queue) + len(self.hits)
+
+    @property
+    def dropped(self) -> int:
+        """Records that became no span, because there was no room or a processor failed."""
+        return self._dropped + max(self._hits_dropped, self._hits_missing())
+
+    def _hits_missing(self) -> int:
+        """The cached answers that the ring has dropped, as long as it is full; 0 otherwise."""
+        if len(self.hits) != self.hits.maxlen:
+            return 0
+        return self.count_hits() - self._hits_before - self._hits_taken - len(self.hits)
+
     def push(self, record: Record, *, always: bool = False) -> bool:
-        """Hand a record to the worker; False if the queue was full. ``always``: full or not."""
-        if len(self.queue) >= self._capacity and not always:
-            self.dropped += 1
+        """Queue a record for the worker. False if the queue was full. ``always``: queue it even then."""
+        if len(self) >= self._capacity and not always:
+            self._dropped += 1
+            if isinstance(record, CallRecord):
+                record.lost = True
             return False
         self.queue.append(record)
         if not self._attended:
@@ -100,43 +101,30 @@ class Recorder:
         return True
 
     def hit_hook(self) -> HitHook:
-        """What records a cached answer, once ``attend`` was called. Everything it needs is bound: each nanosecond
-        counts here.
-        """
-        queue, append = self.queue, self.queue.append
-        capacity = self._capacity - self._capacity // 4
-
-        def hit(operation: str, key: CacheKey, started: float) -> None:
-            if len(queue) < capacity:
-                # Copying the whole context takes constant time, less than asking OpenTelemetry for its part of it.
-                append((operation, key, started, monotonic(), copy_context()))
-            else:
-                self.dropped += 1
-
-        return hit
+        """Records cached answers after ``attend``."""
+        self._hits_before = self.count_hits() - self._hits_taken - len(self.hits)
+        return self.hits.append, reader_of_context()
 
     def attend(self) -> None:
-        """See to it that what is queued is taken out."""
+        """Make sure that queued records are taken out."""
         with self._lock:
             if not self._stop.is_set() and self._worker is None:
                 worker = threading.Thread(target=self._work, name="sfroute-telemetry", daemon=True)
                 try:
                     worker.start()
-                except RuntimeError:  # the interpreter is ending: closing takes out what there is
+                except RuntimeError:  # the interpreter is exiting: closing takes the records out
                     return
                 self._worker = worker
                 self._attended = True
-                # Exit handlers run in reverse order. Whoever wants spans has set its SDK up by now, so this comes
-                # before that shuts down.
+                # Exit handlers run in reverse order. The application has set up its SDK by now, so this handler runs
+                # before the SDK shuts down.
                 atexit.register(self._at_exit)
         if self._ended:
-            # A call that was under way while the router closed.
+            # A call was in progress while the router closed.
             self._drain()
 
     def stop(self, done: Callable[[], None]) -> None:
-        """Make spans of all that is queued, then end; ``done`` is called from the worker, or at once if there is
-        none.
-        """
+        """Turn everything queued into spans, then end. Calls ``done`` from the worker, or at once if there is none."""
         with self._lock:
             self._stop.set()
             worker = self._worker
@@ -148,17 +136,19 @@ class Recorder:
             done()
 
     def give_up(self) -> int:
-        """Forget what is queued, as dropped; how much that is."""
-        left = len(self.queue)
+        """Drop everything queued, and return how many records that was."""
+        left = len(self)
         self.queue.clear()
-        self.dropped += left
+        self.hits.clear()
+        self._dropped += left
         return left
 
     def after_fork_in_child(self) -> None:
-        """The parent's records are the parent's; its worker is not here."""
-        # Emptied, not replaced: the hook has it bound.
+        """Start over in a forked child, without the parent's records and worker."""
+        # Emptied, not replaced: the hit hook has bound the ring.
         self.queue.clear()
-        self.dropped = 0
+        self.hits.clear()
+        self._dropped = self._hits_dropped = self._hits_taken = 0
         self._fresh_worker()
 
     def _at_exit(self) -> None:
@@ -166,8 +156,8 @@ class Recorder:
         worker = self._worker
         if worker is not None:
             worker.join(FLUSH_SECONDS)
-        # The SDK shuts down next: what closing the router still has to tell would find nobody.
-        self.tracer = None
+        # The SDK shuts down next, so later spans would go nowhere.
+        self._maker.tracer = None
 
     # The worker
 
@@ -177,169 +167,70 @@ class Recorder:
         self._drain()
         self._ended = True
         self._attended = False
-        # Whoever found it attended has put in what this takes out.
+        # A caller that still saw a worker may have queued one more record.
         self._drain()
         if self._when_stopped is not None:
             self._when_stopped()
 
     def _drain(self) -> None:
         with self._draining:
-            # Nothing of the caller's or of ours may be traced from here: an exporter's own requests, say.
-            token = otel_context.attach(otel_context.Context())
+            # An empty context, so that nothing below, such as an exporter's own requests, joins a caller's trace.
+            token = otel_context.attach(Context())
             try:
                 for number in count():
                     if number % 1000 == 0:
-                        # It may be set meanwhile.
-                        self._wall_clock_ahead = wall_clock_ahead()
+                        self._maker.look_at_the_clock()
                     try:
-                        record = self.queue.popleft()
+                        record = self._next()
                     except IndexError:
                         return
                     self._take(record)
             finally:
                 otel_context.detach(token)
 
+    def _next(self) -> Record:
+        """Calls first: there are fewer of them, and they are not dropped as long as there is room."""
+        if self.queue:
+            return self.queue.popleft()
+        self._hits_dropped = max(self._hits_dropped, self._hits_missing())
+        record = self.hits.popleft()
+        self._hits_taken += 1
+        return record
+
     def _take(self, record: Record) -> None:
         try:
-            self._make(record)
-        except Exception:  # noqa: BLE001 - see below
-            # A sampler or a processor of the application failed; the call that it was to hear of did not. It may fail
-            # for every span: one traceback is enough.
-            self.dropped += 1
+            self._maker.make(record)
+        except Exception as error:  # noqa: BLE001 - the application's code failed, not the call
+            # The application's sampler or processor failed, not the recorded call. It may fail for every span, so only
+            # the first failure is logged with its traceback.
+            self._dropped += 1
             level = logging.DEBUG if self._failed else logging.ERROR
             self._failed = True
-            _log.log(
+            self._log.log(
                 level,
                 "a span could not be made: the application's sampler or processor failed",
                 exc_info=True,
+                extra=log_fields(error=error),
             )
 
-    def _make(self, record: Record) -> None:
-        tracer = self.tracer
-        if isinstance(record, CallRecord):
-            try:
-                if tracer is not None:
-                    self._end_call(tracer, record)
-            finally:
-                self._on_call(record)
-        elif tracer is None:
-            return
-        elif isinstance(record, tuple):
-            self._make_hit(tracer, record)
-        elif isinstance(record, ClientRecord):
-            self._make_client(tracer, record)
-        else:
-            span = tracer.start_span(
-                record.name,
-                context=otel_context.Context(),
-                attributes=record.attributes,
-                start_time=record.started,
-            )
-            span.end(max(record.started, record.ended))
 
-    def _make_hit(self, tracer: Tracer, record: HitRecord) -> None:
-        operation, key, started, ended, caller = record
-        context = caller.run(otel_context.get_current)
-        if self._follow_parent:
-            parent = trace.get_current_span(context).get_span_context()
-            if parent.is_valid and not parent.trace_flags.sampled:
-                return
-        attributes = self._subject(key[0], key[2] if len(key) == 3 else None, key[1])
-        attributes[names.OUTCOME] = names.HIT
-        ahead = self._wall_clock_ahead
-        span = tracer.start_span(
-            f"sfroute {operation}",
-            context=context,
-            attributes=attributes,
-            start_time=int(started * 1e9) + ahead,
-        )
-        span.end(int(ended * 1e9) + ahead)
+def reader_of_context() -> Callable[[], Context]:
+    """The cheapest function that reads the caller's OpenTelemetry context.
 
-    def _subject(
-        self, namespace: str | None, service: str | None, uid: str | None
-    ) -> dict[str, Any]:
-        attributes: dict[str, Any] = {}
-        for name, value in ((names.NAMESPACE, namespace), (names.SERVICE, service)):
-            # A call whose arguments were refused is told of, too: they may be anything.
-            if isinstance(value, str):
-                attributes[name] = value[:MAX_NAME].encode("utf-8", "replace").decode()
-        if isinstance(uid, str) and self._user_hash_key is not None:
-            attributes[names.USER_HASH] = user_hash(uid, self._user_hash_key)
-        return attributes
+    The usual runtime context is one context variable, which is read in C. Others (Datadog's) compute the current
+    context. They must be asked during the call: the spans around it may have ended later.
+    """
 
-    def _span_of(self, tracer: Tracer, record: CallRecord) -> Span:
-        """The span of a public call; begun when it is first spoken of, since a batch may end before its calls do."""
-        if record.span is None:
-            record.span = tracer.start_span(
-                f"sfroute {record.operation}",
-                context=record.context,
-                attributes=self._subject(record.namespace, record.service, record.uid),
-                start_time=record.started,
-            )
-        return record.span
+    def probe() -> Callable[[], Context]:
+        # Only the mark, and no span that could be taken for the current one.
+        mark = otel_context.set_value("sfroute_probe", True, Context())
+        token: object = otel_context.attach(mark)
+        try:
+            if isinstance(token, Token) and token.var.get() is otel_context.get_current() is mark:
+                reader: Callable[[], Context] = token.var.get
+                return reader
+            return otel_context.get_current
+        finally:
+            otel_context.detach(token)  # type: ignore[arg-type]  # the token that attach returned
 
-    def _end_call(self, tracer: Tracer, record: CallRecord) -> None:
-        span = self._span_of(tracer, record)
-        if span.is_recording():
-            if record.outcome is not None:
-                span.set_attribute(names.OUTCOME, record.outcome)
-            if record.source is not None:
-                span.set_attribute(names.LINK_SOURCE, record.source)
-            if record.stale:
-                span.set_attribute(names.STALE, True)
-            _set_end(span, record.retries, record.error)
-        span.end(max(record.started, record.ended))
-
-    def _make_client(self, tracer: Tracer, record: ClientRecord) -> None:
-        context = otel_context.Context()
-        served = (self._span_of(tracer, call).get_span_context() for call in record.serves or ())
-        links = [Link(one) for one in served if one.is_valid and one.trace_flags.sampled]
-        if record.parent is not None:
-            context = trace.set_span_in_context(self._span_of(tracer, record.parent), context)
-        elif record.serves is not None and not links:
-            return
-        span = tracer.start_span(
-            record.name,
-            context=context,
-            kind=SpanKind.CLIENT,
-            attributes=_client_attributes(record),
-            links=links,
-            start_time=record.started,
-        )
-        if span.is_recording():
-            # The code of the server says more than the class that stands for it here.
-            _set_end(span, record.retries, record.status_code or record.error)
-        span.end(max(record.started, record.ended))
-
-
-def user_hash(uid: str, key: bytes) -> str:
-    """What stands for a uid in telemetry: its keyed BLAKE2b, 16 bytes, in hexadecimal."""
-    return hashlib.blake2b(
-        uid.encode("utf-8", "surrogatepass"), key=key, digest_size=16
-    ).hexdigest()
-
-
-def _client_attributes(record: ClientRecord) -> dict[str, Any]:
-    attributes: dict[str, Any] = {
-        names.DB_SYSTEM_NAME: "redis",
-        names.DB_OPERATION_NAME: record.operation,
-    }
-    if record.script:
-        attributes[names.DB_STORED_PROCEDURE_NAME] = record.script
-    if record.size >= 2:
-        attributes[names.DB_OPERATION_BATCH_SIZE] = record.size
-    if record.server is not None:
-        attributes[names.SERVER_ADDRESS], attributes[names.SERVER_PORT] = record.server
-    if record.peer is not None:
-        attributes[names.NETWORK_PEER_ADDRESS], attributes[names.NETWORK_PEER_PORT] = record.peer
-    if record.status_code is not None:
-        attributes[names.DB_RESPONSE_STATUS_CODE] = record.status_code
-    return attributes
-
-
-def _set_end(span: Span, retries: list[str], error: str | None) -> None:
-    if retries:
-        span.set_attribute(names.RETRY_REASONS, retries)
-    if error is not None:
-        span.set_attribute(names.ERROR_TYPE, error)
-        span.set_status(Status(StatusCode.ERROR, error))
+    return copy_context().run(probe)

@@ -1,4 +1,4 @@
-"""Setting up the OpenTelemetry SDK in an application. The only module that imports it."""
+"""Sets up the OpenTelemetry SDK in an application. The only module that imports the SDK."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ try:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 except ImportError as error:
     raise ConfigError(
-        "the OpenTelemetry SDK with its OTLP exporter is needed: pip install 'sfroute[otel]'"
+        "telemetry.setup() needs the OpenTelemetry SDK and its OTLP exporter: pip install 'sfroute[otel]'"
     ) from error
 
 
 def setup_sdk(service_name: str, *, metrics: bool) -> Callable[[], None]:
     """See ``sfroute.telemetry.setup``."""
     if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-        # The API would keep the first provider and only log it; this one's threads would stay.
-        raise ConfigError("this process has an OpenTelemetry SDK already; set one up once")
-    # OTEL_RESOURCE_ATTRIBUTES is read by the SDK, and so is OTEL_SERVICE_NAME where nothing is said here.
+        # The API would keep the first provider and only log a warning; the threads of this one would stay.
+        raise ConfigError("this process already has an OpenTelemetry SDK; set it up only once")
+    # The SDK reads OTEL_RESOURCE_ATTRIBUTES, and OTEL_SERVICE_NAME if no name is given here.
     resource = Resource.create({"service.name": service_name} if service_name else None)
     tracers = TracerProvider(resource=resource)
     tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

@@ -13,8 +13,8 @@ import redis.asyncio
 from conftest import SERVERS
 
 from sfroute import AsyncRouter, CacheConfig, RouterConfig
+from sfroute._contract.keys import slot_of
 from sfroute.embedded import LocalCluster, LocalServer
-from sfroute.keys import slot_of
 
 Raw = redis.asyncio.Redis
 

@@ -13,7 +13,7 @@ import pytest
 
 import sfroute
 from sfroute import CacheConfig
-from sfroute.cache import Epoch, Flight, LookupCache
+from sfroute._lookups.cache import Epoch, Flight, LookupCache
 from sfroute.embedded import LocalServer
 
 PACKAGE = Path(sfroute.__file__).parent

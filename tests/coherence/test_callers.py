@@ -20,8 +20,8 @@ import redis
 from support.proxy import Proxy
 
 from sfroute import AsyncRouter, Router, RouterClosed
+from sfroute._contract.keys import link_key
 from sfroute.embedded import LocalCluster, LocalServer
-from sfroute.keys import link_key
 
 from .conftest import Raw, cached, settings
 
@@ -72,7 +72,7 @@ class TestGivingUp:
             assert outcomes["gave up"] > 200
             assert [lane.reconnects for lane in stats.lanes] == [0]
             assert stats.retries == {}
-            assert proxy.accepted == 2  # one for look-ups, one for the rest
+            assert proxy.accepted == 2  # one for lookups, one for the rest
             for number, uid in enumerate(uids):
                 assert await router.get_linked_pod(*uid) == number
 
@@ -224,6 +224,11 @@ class TestProcesses:
         self, some_server: LocalServer, namespace: str, when: str
     ) -> None:
         assert run("exits.py", some_server.url, namespace, when, timeout=10) == "ok\n"
+
+    def test_a_process_without_room_for_a_thread_gets_an_error_of_ours(
+        self, some_server: LocalServer
+    ) -> None:
+        assert run("no_threads.py", some_server.url, timeout=10) == "ok\n"
 
 
 STATES = """

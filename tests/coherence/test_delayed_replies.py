@@ -16,8 +16,8 @@ import pytest
 from support.proxy import ProxiedCluster, Proxy
 
 from sfroute import AsyncRouter
+from sfroute._contract.keys import link_key, link_prefix
 from sfroute.embedded import LocalCluster, LocalServer
-from sfroute.keys import link_key, link_prefix
 
 from .conftest import CALM, OwnerClients, Raw, another_client, settings
 
@@ -46,7 +46,7 @@ def late() -> float:
 
 
 class Uid:
-    """One uid: its look-ups under way, and the other program's writes on it."""
+    """One uid: its lookups under way, and the other program's writes on it."""
 
     def __init__(self, router: AsyncRouter, owner: Owner, namespace: str, uid: str) -> None:
         self.router = router
@@ -62,7 +62,7 @@ class Uid:
         await self.compare(pod)
         for task in looking:
             self.seen["old" if await task != pod else "new"] += 1
-        # Late answers of look-ups that began before the write have brought nothing back.
+        # Late answers of lookups that began before the write have brought nothing back.
         await self.compare(pod)
 
     async def look(self) -> int | None:
@@ -135,7 +135,7 @@ async def test_no_stale_entry_after_a_thousand_writes_by_another_client(
         stats = router.stats().cache
     assert seen["STALE"] == 0
     assert seen["right"] == 2 * UIDS * ROUNDS_PER_UID
-    # It was a race: some look-ups were overtaken by the write, others were not.
+    # It was a race: some lookups were overtaken by the write, others were not.
     assert seen["old"] > 20
     assert seen["new"] > 20
     assert stats.hits > 1000

@@ -10,8 +10,8 @@ from support.proxy import Proxy
 from support.scripted import ScriptedPeer, bulk, integer, push
 
 from sfroute import AsyncRouter, Router
+from sfroute._contract.keys import link_key
 from sfroute.embedded import LocalServer
-from sfroute.keys import link_key
 
 from .conftest import CALM, Raw, becomes, cached, settings, until
 

@@ -1,4 +1,4 @@
-"""What this router has written is what it answers from then on, whatever its own look-ups bring that began before."""
+"""What this router has written is what it answers from then on, whatever its own lookups bring that began before."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ async def write(
             assert (await router.try_set_linked_pod(*link, number)).success
             return number, True
         case 3:
-            assert await router.remove_linked_pod_with_id(*link, number - 1)
+            assert await router.remove_linked_pod_with_id(*link, pod=number - 1)
             return None, False
         case _:
             assert await router.set_linked_pod_if_absent(*link, number) == number

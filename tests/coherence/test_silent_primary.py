@@ -12,8 +12,8 @@ from conftest import SERVERS, make_cluster
 from support.ledger import Ledger
 
 from sfroute import AsyncRouter, Link, PlacementConfig, RetryConfig, RouterConfig
+from sfroute._contract.keys import link_key
 from sfroute.embedded import LocalServer
-from sfroute.keys import link_key
 
 from .conftest import another_client, settings
 

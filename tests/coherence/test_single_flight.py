@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from observe import commands
+from support.observe import commands
 from support.proxy import Proxy
 from support.scripted import bulk, integer
 
 from sfroute import AsyncRouter, CorruptReply, StoreError, StoreUnavailable
+from sfroute._contract.keys import link_key, link_prefix
 from sfroute.config import RetryConfig, RouterConfig
 from sfroute.embedded import LocalCluster, LocalServer
-from sfroute.keys import link_key, link_prefix
 
 from .conftest import CALM, Raw, cached, settings
 
@@ -31,11 +31,13 @@ def lanes_of(cluster: LocalCluster) -> dict[tuple[str, int], int]:
 
 
 class TestCrowds:
+    # On a busy machine ten thousand callers may keep the loop from a heartbeat.
+
     async def test_ten_thousand_on_one_uid_are_one_get_and_one_pttl(
         self, cluster: LocalCluster, namespace: str
     ) -> None:
         uid = (namespace, "ada", "chat")
-        async with AsyncRouter.from_url(cluster.url, config=settings()) as router:
+        async with AsyncRouter.from_url(cluster.url, config=settings(**CALM)) as router:
             await router.set_linked_pod(*uid, 7)
             before = commands(cluster)
             answers = await asyncio.gather(*(router.get_linked_pod(*uid) for _ in range(CROWD)))
@@ -46,7 +48,7 @@ class TestCrowds:
 
     async def test_whatever_they_ask_of_it(self, cluster: LocalCluster, namespace: str) -> None:
         uid = (namespace, "ada", "chat")
-        async with AsyncRouter.from_url(cluster.url, config=settings()) as router:
+        async with AsyncRouter.from_url(cluster.url, config=settings(**CALM)) as router:
             await router.set_linked_pod(*uid, 7)
             before = commands(cluster)
             answers = await asyncio.gather(
@@ -67,7 +69,7 @@ class TestCrowds:
     async def test_ten_thousand_uids_use_one_lane_for_each_primary(
         self, cluster: LocalCluster, namespace: str
     ) -> None:
-        async with AsyncRouter.from_url(cluster.url, config=settings()) as router:
+        async with AsyncRouter.from_url(cluster.url, config=settings(**CALM)) as router:
             await router.set_linked_pod(namespace, "u0", "chat", 7)
             before = commands(cluster)
             answers = await asyncio.gather(
@@ -214,7 +216,7 @@ class TestErrors:
     ) -> None:
         uid = (namespace, "ada", "chat")
         await other.set(link_key(*uid), 7)
-        # Not shorter: opening, and the look-up afterwards, must have time enough on a busy machine, too.
+        # Not shorter: opening, and the lookup afterwards, must have time enough on a busy machine, too.
         hasty = settings(RouterConfig(retry=RetryConfig(deadline=1.0)))
         async with (
             Proxy(single.node.address) as proxy,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from conftest import SERVERS, make_cluster
@@ -199,6 +200,69 @@ async def test_stale_if_error_of_zero_turns_it_off(
 
         await until(unavailable)
         assert router.stats().cache.stale == 0
+
+
+async def test_whoever_refuses_an_old_answer_gets_none(
+    mortal_server: LocalServer, namespace: str, make_router: Callable[..., Any]
+) -> None:
+    """By either front, by every cached operation; and who takes one waits for nobody who does not."""
+    uid = (namespace, "ada", "chat")
+    router = make_router(mortal_server.url, config=settings(HASTY, stale_if_error=60.0))
+    operations: dict[str, tuple[tuple[object, ...], object]] = {
+        "get_linked_pod": (uid, 5),
+        "get_linked_pod_if_persist": (uid, 5),
+        "get_link_service": (uid[:2], {"chat": 5}),
+        "batch_get_linked_pod": ((namespace, ["ada"], "chat"), {5: ["ada"]}),
+    }
+    await router.set_linked_pod(*uid, 5)
+    for name, (names, answer) in operations.items():
+        # While the store can be reached it makes no difference.
+        assert await getattr(router, name)(*names, stale_ok=False) == answer
+    mortal_server.kill()
+
+    async def served_stale() -> bool:
+        assert await router.get_linked_pod(*uid) == 5
+        return bool(router.stats().cache.stale)
+
+    await until(served_stale)
+    for name, (names, answer) in operations.items():
+        call = getattr(router, name)
+        refusing = asyncio.ensure_future(call(*names, stale_ok=False))
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        assert await call(*names) == answer
+        assert time.monotonic() - began < DEADLINE
+        with pytest.raises(StoreUnavailable) as unavailable:
+            await refusing
+        assert unavailable.value.operation == name
+        assert unavailable.value.retryable
+    await router.aclose()
+
+
+async def test_whoever_refuses_an_old_answer_waits_for_a_true_one(
+    mortal_server: LocalServer, namespace: str
+) -> None:
+    uid = (namespace, "ada", "chat")
+    patient = RouterConfig(retry=RetryConfig(deadline=10.0, connect_timeout=0.2))
+    async with AsyncRouter.from_url(
+        mortal_server.url, config=settings(patient, stale_if_error=60.0)
+    ) as router:
+        await router.set_linked_pod(*uid, 5)
+        assert await cached(router, uid) == 5
+        mortal_server.pause()
+
+        async def served_stale() -> bool:
+            assert await router.get_linked_pod(*uid) == 5
+            return bool(router.stats().cache.stale)
+
+        await until(served_stale, within=5.0)
+        asking = asyncio.ensure_future(router.get_linked_pod(*uid, stale_ok=False))
+        done, _ = await asyncio.wait([asking], timeout=0.3)
+        assert not done
+        mortal_server.resume()
+        stale = router.stats().cache.stale
+        assert await asking == 5
+        assert router.stats().cache.stale == stale
 
 
 def test_threads_are_served_the_same(mortal_server: LocalServer, namespace: str) -> None:

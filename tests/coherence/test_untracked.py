@@ -11,8 +11,8 @@ import pytest
 from conftest import SERVERS
 
 from sfroute import AsyncRouter, Router, RouterConfig
+from sfroute._contract.keys import link_key
 from sfroute.embedded import LocalCluster, LocalServer
-from sfroute.keys import link_key
 
 from .conftest import another_client, cached, settings
 

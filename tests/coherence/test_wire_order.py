@@ -13,8 +13,8 @@ from support.proxy import Proxy
 from support.scripted import NULL, Conversation, ScriptedPeer, bulk, integer, push
 
 from sfroute import AsyncRouter
+from sfroute._contract.keys import link_key
 from sfroute.embedded import LocalServer
-from sfroute.keys import link_key
 
 from .conftest import CALM, Raw, settings
 
@@ -35,7 +35,7 @@ async def first_look_up(router: AsyncRouter, peer: ScriptedPeer, *answer: bytes)
 
 
 async def is_cached(router: AsyncRouter, lane: Conversation) -> bool:
-    """True if the next look-up is answered without the peer, which answers 3 otherwise."""
+    """True if the next lookup is answered without the peer, which answers 3 otherwise."""
     hits = router.stats().cache.hits
     looking = asyncio.create_task(router.get_linked_pod(*UID))
     asked = asyncio.create_task(lane.look_up())

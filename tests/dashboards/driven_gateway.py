@@ -9,14 +9,14 @@ that phase has done, as JSON. It ends with its input.
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping
 
-from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from driven_pod import SERVICE as HELD_SERVICE
 from opentelemetry.sdk.metrics import MeterProvider
-from prometheus_client import CollectorRegistry, start_http_server
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from serving import NAMESPACE, Phase, serving
 
 from sfroute import (
     AsyncRouter,
@@ -27,33 +27,47 @@ from sfroute import (
     TelemetryConfig,
 )
 
-NAMESPACE, SERVICE = "shown", "chat"
+SERVICE = "chat"
 LINKED = [f"linked-{number}" for number in range(40)]
 """Linked to pod 1, and known to the cache after ``read``."""
 READS_EACH = 9
 JOINING = 16
 PLACED = 30
 MAX_ENTRIES = 512
-QUEUE = 256
+QUEUE = 1024
+TAKEN, REMOVED = 5, 3
+"""Users of pod 1 of the other service whom an operator moves to pod 2, and whose links are removed."""
+EVACUATED_A_SECOND = 8.0
 
-Phase = Callable[[], Awaitable[dict[str, int]]]
+
+class TraceIds(SpanProcessor):
+    """The ids of all traces, which a back end would have."""
+
+    def __init__(self) -> None:
+        self.seen: set[int] = set()
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.seen.add(span.context.trace_id)
 
 
-def make_config(provider: MeterProvider) -> RouterConfig:
+def make_config(meters: MeterProvider, tracers: TracerProvider) -> RouterConfig:
     """Nothing ages, and what is to overflow is small."""
     return RouterConfig(
         cache=CacheConfig(max_age=600, max_entries=MAX_ENTRIES, heartbeat=0.2),
         placement=PlacementConfig(pod_view_max_age=600),
-        telemetry=TelemetryConfig(meter_provider=provider, queue_size=QUEUE),
+        telemetry=TelemetryConfig(
+            meter_provider=meters, tracer_provider=tracers, hit_spans="off", queue_size=QUEUE
+        ),
     )
 
 
 class Driver:
     """The phases."""
 
-    def __init__(self, router: AsyncRouter) -> None:
+    def __init__(self, router: AsyncRouter, traces: TraceIds) -> None:
         self.router = router
-        self.phases: dict[str, Phase] = {
+        self._traces = traces
+        self.phases: Mapping[str, Phase] = {
             "link": self.link,
             "read": self.read,
             "write": self.write,
@@ -62,6 +76,10 @@ class Driver:
             "fill": self.fill,
             "lose": self.lose,
             "overflow": self.overflow,
+            "look": self.look,
+            "take": self.take,
+            "evacuate": self.evacuate,
+            "traces": self.traces,
         }
 
     async def pod_of(self, uid: str) -> int | None:
@@ -74,7 +92,7 @@ class Driver:
         return {"set_linked_pod": len(LINKED)}
 
     async def read(self) -> dict[str, int]:
-        """Misses, hits, and look-ups that join one under way."""
+        """Misses, hits, and lookups that join one under way."""
         for uid in LINKED:
             for _ in range(1 + READS_EACH):
                 assert await self.pod_of(uid) == 1
@@ -140,28 +158,44 @@ class Driver:
 
     async def overflow(self) -> dict[str, int]:
         """More calls at once than telemetry has room for."""
-        uids = [f"overflowing-{number}" for number in range(16 * QUEUE)]
+        uids = [f"overflowing-{number}" for number in range(4 * QUEUE)]
         await asyncio.gather(*(self.pod_of(uid) for uid in uids))
         return {"dropped": self.router.stats().spans_dropped}
 
+    async def look(self) -> dict[str, int]:
+        """The pods of the other service as they are now."""
+        pods = await self.router.get_pods(NAMESPACE, HELD_SERVICE, fresh=True)
+        return {pod.status: pod.id for pod in pods.values()}
+
+    async def take(self) -> dict[str, int]:
+        """What an operator does: users are moved, and links removed, under the eyes of the pod that holds them."""
+        for number in range(TAKEN):
+            await self.router.set_linked_pod(NAMESPACE, f"held-1-{number}", HELD_SERVICE, 2)
+        for number in range(TAKEN, TAKEN + REMOVED):
+            await self.router.remove_linked_pod(NAMESPACE, f"held-1-{number}", HELD_SERVICE)
+        return {"moved": TAKEN, "removed": REMOVED}
+
+    async def evacuate(self) -> dict[str, int]:
+        """Move the users of pod 2 to pod 1, so slowly that scrapes see it."""
+        moved = 0
+        steps = self.router.evacuate(NAMESPACE, HELD_SERVICE, 2, rate=EVACUATED_A_SECOND)
+        async for progress in steps:
+            moved = progress.moved
+            if not progress.done:
+                await self.look()
+        return {"moved": moved}
+
+    async def traces(self) -> dict[str, int]:
+        return {f"{number:032x}": 1 for number in self._traces.seen}
+
 
 async def main(url: str) -> None:
-    registry = CollectorRegistry()
-    provider = MeterProvider(
-        metric_readers=[PrometheusMetricReader(registry=registry)], shutdown_on_exit=False
-    )
-    server, thread = start_http_server(0, "127.0.0.1", registry)
-    try:
-        async with AsyncRouter.from_url(url, config=make_config(provider)) as router:
-            driver = Driver(router)
-            print(server.server_port, flush=True)
-            while line := await asyncio.to_thread(sys.stdin.readline):
-                print(json.dumps(await driver.phases[line.strip()]()), flush=True)
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-        provider.shutdown()
+    traces, tracers = TraceIds(), TracerProvider(shutdown_on_exit=False)
+    tracers.add_span_processor(traces)
+    async with serving() as served:
+        config = make_config(served.meters, tracers)
+        async with AsyncRouter.from_url(url, config=config) as router:
+            await served.run(Driver(router, traces).phases)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A real Prometheus that scrapes one target every second, and what it answers."""
+"""A real Prometheus that scrapes every second, and what it answers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Prometheus:
     """The HTTP API of a Prometheus that is running."""
 
     def __init__(self, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-        self._url = f"http://127.0.0.1:{port}"
+        self.url = f"http://127.0.0.1:{port}"
         self._process = process
         self._log = log
         # Past any proxy that the environment names.
@@ -41,7 +41,7 @@ class Prometheus:
 
     def _open(self, path: str) -> bytes:
         assert self._process.poll() is None, f"Prometheus has ended:\n{self._log.read_text()}"
-        with self._opener.open(self._url + path, timeout=LIMIT_SECONDS) as response:
+        with self._opener.open(self.url + path, timeout=LIMIT_SECONDS) as response:
             text: bytes = response.read()
         return text
 
@@ -81,25 +81,33 @@ class Prometheus:
         }
 
     def wait_for_scrape(self, metric: str) -> None:
-        """Wait until what is true now has been scraped."""
+        """Wait until what is true now has been scraped everywhere."""
         now = time.time()
         wait_for(
-            lambda: any(at > now for _, at in self.query(f"timestamp({metric})")) or None,
+            lambda: all(at > now for _, at in self.query(f"timestamp({metric})")) or None,
             f"a scrape of {metric}",
         )
+
+    def exemplars(self, expression: str, start: float, end: float) -> list[Mapping[str, str]]:
+        """Labels of the exemplars of all series of an expression."""
+        data = self.get("query_exemplars", query=expression, start=str(start), end=str(end))
+        return [one["labels"] for series in data for one in series["exemplars"]]
 
 
 @contextmanager
 def running_prometheus(
-    program: Path, target: str, rules: Sequence[Path], directory: Path
+    program: Path, jobs: Mapping[str, Sequence[str]], rules: Sequence[Path], directory: Path
 ) -> Iterator[Prometheus]:
-    """A Prometheus that scrapes ``target`` (host:port) as the job ``gateways``, and evaluates rules."""
+    """A Prometheus that scrapes ``jobs`` (name -> targets, host:port), keeps exemplars, and evaluates rules."""
     config = directory / "prometheus.yml"
     # JSON is YAML.
     settings = {
         "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(rule) for rule in rules],
-        "scrape_configs": [{"job_name": "gateways", "static_configs": [{"targets": [target]}]}],
+        "scrape_configs": [
+            {"job_name": job, "static_configs": [{"targets": list(targets)}]}
+            for job, targets in jobs.items()
+        ],
     }
     config.write_text(json.dumps(settings))
     with socket.socket() as probe:
@@ -114,6 +122,7 @@ def running_prometheus(
                 f"--config.file={config}",
                 f"--storage.tsdb.path={directory / 'data'}",
                 f"--web.listen-address=127.0.0.1:{port}",
+                "--enable-feature=exemplar-storage",
             ],
             cwd=directory,
             stdout=output,

@@ -38,8 +38,10 @@ NOT_LOOKED_AT = {
     r"python3? -m venv ": "Python's own",
     r"\. \w+/bin/activate": "made by the line above it",
     r"(\S+/)?pip install arize-phoenix": "855 MB, which only this picture needs",
+    r"(\w+=\S+ )*ddtrace-run ": "only Datadog's users need it",
     r"apt-get install ": "changes the machine, and needs a network",
     r"(kubectl|helm) ": "there is no Kubernetes in the tests",
+    r"docker ": "there is no Docker in the tests; `make test-deploy` reads the file",
     r"git ": "changes the clone",
 }
 """Commands of which nothing can be checked here, and why."""
@@ -71,6 +73,8 @@ def sfroute(words: list[str]) -> None:
         for name in (*parameter.opts, *parameter.secondary_opts)
     } | {"--help"}
     for word in words:
+        if word == "--":
+            break  # what follows is another program's
         if word.startswith("-") and not word.lstrip("-").isdigit():
             assert word.partition("=")[0] in options, f"{' '.join(called)} has no {word}"
 
@@ -91,7 +95,7 @@ def pip(words: list[str]) -> None:
 def python(words: list[str]) -> None:
     if words[0] == "-m":
         module = words[1].replace(".", "/")
-        assert words[1] == "pytest" or any(
+        assert words[1] in {"pytest", "http.server"} or any(
             (ROOT / f"{module}{ending}").is_file() for ending in (".py", "/__main__.py")
         ), words[1]
         return
@@ -128,6 +132,7 @@ PROGRAMS: dict[str, Callable[[list[str]], None]] = {
     "python": python,
     "export": export,
     "sed": sed,
+    "gunicorn": plain,
     "cd": plain,
     "echo": plain,
     "kill": plain,

@@ -21,8 +21,8 @@ from support.documents import ROOT, Block, block, blocks_of, executed, pages, sa
 TESTS = ROOT / "tests"
 
 GENERATED = {
-    ("docs/reference/cli.md", "text"): "docs/cli_sessions.py",
-    ("docs/reference/scripts.md", "text"): "docs/reference_pages.py",
+    ("docs/reference/cli.md", "text"): "tools/cli_sessions.py",
+    ("docs/reference/scripts.md", "text"): "tools/reference_pages.py",
 }
 """Blocks that a program writes, which a test runs with --check."""
 

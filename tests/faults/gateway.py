@@ -25,7 +25,7 @@ from sfroute import PERSIST_FOREVER, AsyncRouter, RouterConfig, SfrouteError
 
 from .history import Call, Result, Writer
 
-__all__ = ["NAMESPACE", "SERVICE", "Plan"]
+__all__ = ["NAMESPACE", "SERVICE", "Plan", "end_of"]
 
 NAMESPACE = "faults"
 SERVICE = "chat"
@@ -148,12 +148,14 @@ class _Caller:
                 return await router.move_linked_pod(*link, call.expected, call.pod)
             case "remove":
                 return await router.remove_linked_pod(*link, kind)
-        return await router.remove_linked_pod_with_id(*link, call.expected, kind)
+        return await router.remove_linked_pod_with_id(
+            *link, pod=call.expected, persist_seconds=kind
+        )
 
     async def _read(self, call: Call) -> int | None:
         # What get_linked_pod does; it does not tell which answers are old, as the links of route() do.
         key = (NAMESPACE, call.uid, SERVICE)
-        reader = self._router.reader
+        reader = self._router._inside.reader
         entry = reader.cached("get_linked_pod", key, fresh=False)
         if entry is None:
             flight = await reader.past_cache("get_linked_pod", key, fresh=False)
@@ -182,8 +184,8 @@ def _router(plan: Plan, config: RouterConfig, stack: AsyncExitStack) -> AsyncRou
     return AsyncRouter(client, config=config)
 
 
-async def _end_of(stream: TextIO) -> None:
-    """Wait for the end of standard input: the harness wants to stop, or is gone."""
+async def end_of(stream: TextIO) -> None:
+    """Wait for the end of a stream, standard input: the harness wants to stop, or is gone."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), stream)
@@ -207,7 +209,7 @@ async def _main(plan: Plan, file: TextIO, say: Callable[[str], None]) -> None:
             for group, uids in enumerate(plan.groups)
         ]
         say("ready")
-        await _end_of(sys.stdin)
+        await end_of(sys.stdin)
         stop.set()
         await asyncio.gather(*running)
         stats = router.stats()

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from sfroute.keys import SLOTS, link_key, slot_of
+from sfroute._contract.keys import SLOTS, link_key, slot_of
 
 from .gateway import NAMESPACE, SERVICE, Plan
 from .history import Call, read_histories

@@ -59,6 +59,11 @@ class Network:
         assert self._proxied is not None
         return self._proxied.proxies[rng.choice(self._primaries)]
 
+    def proxies(self) -> list[Proxy]:
+        """Those of all nodes."""
+        assert self._proxied is not None
+        return list(self._proxied.proxies.values())
+
     def do(self, action: Callable[[], object]) -> None:
         """Do something to a proxy, on its loop."""
 

@@ -189,12 +189,13 @@ def table(rows: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
-_BEGIN: Final = "<!-- written by python -m tests.faults: begin -->"
-_END: Final = "<!-- written by python -m tests.faults: end -->"
-
-
-def write_document(path: Path, text: str) -> None:
-    """Replace the part of a document that the harness writes."""
-    before, _, rest = path.read_text().partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    path.write_text(f"{before}{_BEGIN}\n\n{text}\n\n{_END}{after}")
+def write_document(path: Path, text: str, part: str) -> None:
+    """Replace one of the parts of a document that the harness writes."""
+    begin, end = (
+        f"<!-- written by python -m tests.faults, {part}: {at} -->" for at in ("begin", "end")
+    )
+    before, found, rest = path.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    if not found or not after:
+        raise RuntimeError(f"{path} has no part {part}")
+    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")

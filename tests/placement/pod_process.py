@@ -19,14 +19,16 @@ from sfroute import (
 )
 
 
-async def on_asyncio(url: str, namespace: str, pod: int, heartbeat: float, view: float) -> None:
+async def on_asyncio(
+    url: str, namespace: str, pod: int, heartbeat: float, lease: float, view: float
+) -> None:
     told = words()
     say("ready")
     await told.get()
     config = RouterConfig(placement=PlacementConfig(pod_view_max_age=view))
     async with (
         AsyncRouter.from_url(url, config=config) as router,
-        AsyncPodAgent(router, namespace, "game", pod, heartbeat=heartbeat) as agent,
+        AsyncPodAgent(router, namespace, "game", pod, heartbeat=heartbeat, lease=lease) as agent,
     ):
         say("up")
         while True:
@@ -34,14 +36,16 @@ async def on_asyncio(url: str, namespace: str, pod: int, heartbeat: float, view:
             say(await agent.drain(word["deadline"]))
 
 
-def on_threads(url: str, namespace: str, pod: int, heartbeat: float, view: float) -> None:
+def on_threads(
+    url: str, namespace: str, pod: int, heartbeat: float, lease: float, view: float
+) -> None:
     """The main thread does nothing but wait, as that of a server with worker threads."""
     say("ready")
     sys.stdin.readline()
     config = RouterConfig(placement=PlacementConfig(pod_view_max_age=view))
     with (
         Router.from_url(url, config=config) as router,
-        PodAgent(router, namespace, "game", pod, heartbeat=heartbeat) as agent,
+        PodAgent(router, namespace, "game", pod, heartbeat=heartbeat, lease=lease) as agent,
     ):
 
         def obey() -> None:

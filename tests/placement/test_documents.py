@@ -6,6 +6,8 @@ import asyncio
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Coroutine
 from inspect import signature
 from pathlib import Path
@@ -14,14 +16,15 @@ from typing import Any
 import pytest
 from support.documents import block, executed
 
-from sfroute import AsyncPodAgent, AsyncRouter, PlacementConfig, Policy
-from sfroute import placement as policies
+from sfroute import AsyncPodAgent, AsyncRouter, NoRoutablePod, PlacementConfig, Policy
+from sfroute._pods import policies, preferences
+from sfroute._pods.views import notice_seconds
 from sfroute.embedded import LocalCluster
-from sfroute.views import notice_seconds
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 PLACEMENT = (DOCS / "explanation" / "placement.md").read_text(encoding="utf-8")
 DEPLOYS = "docs/how-to/rolling-deploys.md"
+CHOOSING = "docs/how-to/choose-pods.md"
 
 
 async def test_the_pod_drains_on_sigterm(some_cluster: LocalCluster) -> None:
@@ -46,6 +49,74 @@ async def drained(
             asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
         pods = await router.get_pods("production", "chat", fresh=True)
         assert pods[4].status == "Stopped"
+
+
+async def test_users_go_where_the_page_says(some_cluster: LocalCluster) -> None:
+    async with AsyncRouter.from_url(some_cluster.url) as router:
+        with (
+            executed(block(CHOOSING, "python", 0)) as pods,
+            executed(block(CHOOSING, "python", 1)) as gateways,
+            executed(block(CHOOSING, "python", 3)) as names,
+        ):
+            async with pods["agent_of"](router, 1, "10.0.0.1", "b"):
+                assert await gateways["address_of"](router, "chosen") == "10.0.0.1:8080"
+                near, only = names["near"], names["near_or_fail"]
+                assert (await router.route("production", "eve", "chat", policy=near)).pod == 1
+                with pytest.raises(NoRoutablePod):
+                    await router.route("production", "mia", "chat", policy=only)
+                await router.remove_linked_pod("production", "chosen", "chat")
+                await router.remove_linked_pod("production", "eve", "chat")
+            await router.set_service_state("production", "chat", 1, "Stopped")
+
+
+async def test_pods_get_numbers(some_cluster: LocalCluster) -> None:
+    async with AsyncRouter.from_url(some_cluster.url) as router:
+        with executed(block(CHOOSING, "python", 2)) as names:
+            async with names["numbered"](router, "cache-x", "10.0.0.1:1") as agent:
+                assert agent.pod == 0
+
+
+def test_a_canary_gets_its_share() -> None:
+    with executed(block(CHOOSING, "python", 4)) as names:
+        chosen = [names["policy_for"](f"u{number}") for number in range(4000)]
+        assert 0.03 < chosen.count(names["canary"]) / 4000 < 0.07
+
+
+async def test_rooms_stay_together(some_cluster: LocalCluster) -> None:
+    async with AsyncRouter.from_url(some_cluster.url) as router:
+        for pod in range(4):
+            await router.set_service_state("production", "game", pod, "Running")
+        with executed(block(CHOOSING, "python", 5)) as names:
+            link = await router.route("production", "prefix", "game", policy=names["warm"])
+            assert link.pod in range(4)
+        with executed(block(CHOOSING, "python", 8)) as names:
+            pods = {(await names["join"](router, f"p{n}", "red")).pod for n in range(12)}
+            assert len(pods) == 1
+
+
+async def test_a_full_pod_is_passed_over(some_cluster: LocalCluster) -> None:
+    async with AsyncRouter.from_url(some_cluster.url) as router:
+        with (
+            executed(block(CHOOSING, "python", 6)) as pods,
+            executed(block(CHOOSING, "python", 7)) as gateways,
+        ):
+            async with pods["limited"](router, 3) as agent:
+                refused = []
+
+                async def work() -> None:
+                    refused.append(await pods["admit"](agent, "page-ada"))
+
+                await pods["nobody_new_while"](agent, work)
+                assert refused == [None]
+                assert await pods["admit"](agent, "page-ada")
+                await router.get_pods("production", "game", fresh=True)
+                assert (await gateways["place"](router, "page-bob")).pod in range(4)
+
+
+def test_what_the_page_says_of_rolling_updates_is_what_the_program_says() -> None:
+    program = DOCS.parent / "benchmarks" / "rolling_update.py"
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True)
+    assert done.stdout in (DOCS / "how-to" / "choose-pods.md").read_text(encoding="utf-8")
 
 
 class Request:
@@ -102,17 +173,28 @@ def test_the_bounds_are_those_of_the_defaults() -> None:
     config = PlacementConfig()
     heartbeat = signature(AsyncPodAgent).parameters["heartbeat"].default
     assert (heartbeat, config.pod_timeout, config.pod_view_max_age) == (2.0, 6.0, 0.5)
-    assert "`heartbeat` 2 s (±10 %), `pod_timeout` 6 s, `pod_view_max_age` 0.5 s" in PLACEMENT
+    lease = signature(AsyncPodAgent).parameters["lease"].default
+    assert (lease, config.lease_margin) == (10.0, 1.0)
+    assert (
+        "`heartbeat` 2 s (±10 %), `lease` 10 s, `lease_margin` 1 s, `pod_timeout` 6 s" in PLACEMENT
+    )
+    silent = lease + config.lease_margin
+    assert f"{silent - 1.1 * heartbeat:.1f} to {silent:.1f} s" in PLACEMENT
     assert notice_seconds(config) == 1.0
     assert f"{config.pod_timeout - 1.1 * heartbeat:.1f} to {config.pod_timeout:.1f} s" in PLACEMENT
     assert f"{config.max_pods:,} by default" in PLACEMENT
 
 
 def test_every_policy_is_on_the_page() -> None:
-    names = [name for name in policies.__all__ if hasattr(getattr(policies, name), "rank")]
+    names = [
+        name
+        for module in (policies, preferences)
+        for name in module.__all__
+        if hasattr(getattr(module, name), "rank")
+    ]
     names.remove(Policy.__name__)
-    assert len(names) == 5
-    assert [name for name in names if f"`{name}()`" not in PLACEMENT] == []
+    assert len(names) == 9
+    assert [name for name in names if f"| `{name}(" not in PLACEMENT] == []
 
 
 def test_every_test_that_the_page_names_is_there() -> None:

@@ -4,37 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import socket
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import pytest
 import redis.cluster
 from conftest import AwaitableRouter, make_raw
-from program import LinkProgram, StateProgram, owner_of
+from support.program import LinkProgram, StateProgram, make_idle, owner_of, pour_links
+from support.sizes import size
 
 from sfroute import (
+    AsyncPodAgent,
     AsyncRouter,
+    CorruptReply,
     EvacuationProgress,
     InvalidArgument,
     NoRoutablePod,
     Rendezvous,
     RouterClosed,
 )
+from sfroute._contract.keys import link_key, link_prefix, slot_of
 from sfroute.embedded import LocalCluster
-from sfroute.keys import link_key, slot_of
-from sfroute.wire import encode
 
 from .conftest import ONE_SERVER
+from .test_agent import until
 
 Raw = redis.cluster.RedisCluster
-LINKS = int(os.environ.get("SFROUTE_EVACUATION_LINKS", "1000000"))
+LINKS = size(200_000, 1_000_000)
 
 
 async def evacuate(
@@ -143,6 +144,28 @@ class TestWhatItMoves:
         raw.hset(link_key(namespace, "e", "chat"), "chat", "0")
         done = await outcome(router, namespace, "chat", 0)
         assert (done.found, done.failed) == (0, 0)
+
+    async def test_links_that_no_call_accepts_are_counted_apart_and_stay(
+        self, router: Any, raw: Raw, namespace: str
+    ) -> None:
+        """Programs in other languages can write them."""
+        tag = f"sf:{{{namespace}:lk:".encode()
+        names = [b"ev}il", b"ev{il", b"bell\x07", b"x" * 513, b"\xff\xfe"]
+        keys = [tag + name + b"}chat" for name in names]
+        for key in keys:
+            client = make_binary(raw, key)
+            client.set(key, 0)
+            client.close()
+        write_links(raw, namespace, "chat", [(uid, 0) for uid in UIDS[:10]])
+        counted = await outcome(router, namespace, "chat", 0, dry_run=True)
+        assert (counted.found, counted.refused, counted.scanned) == (10, len(keys), 15)
+        assert (await outcome(router, namespace, "chat", 1, dry_run=True)).refused == 0
+        done = await outcome(router, namespace, "chat", 0)
+        assert (done.moved, done.refused, done.failed, done.passes) == (10, len(keys), 0, 2)
+        for key in keys:
+            client = make_binary(raw, key)
+            assert client.get(key) == b"0"
+            client.close()
 
     async def test_a_dry_run_counts_and_changes_nothing(
         self, router: Any, raw: Raw, namespace: str
@@ -388,6 +411,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 @pytest.mark.slow
+@pytest.mark.scale
 @pytest.mark.timeout(600)
 async def test_memory_is_bounded_however_many_links_there_are(
     some_cluster: LocalCluster, namespace: str
@@ -412,19 +436,141 @@ async def test_memory_is_bounded_however_many_links_there_are(
     done, moved, took, grown = json.loads(out)
     print(f"\n  {LINKS:,} links, {moved:,} moved in {took:.1f} s: {grown / 2**20:+.1f} MB")
     assert (done, moved) == (True, mine)
-    # The uids alone would take 80 MB.
-    assert grown < 16 * 2**20
+    # The uids alone would take 80 bytes each.
+    assert grown < min(40 * LINKS, 16 * 2**20)
 
 
-def pour_links(raw: Raw, namespace: str, service: str, uids: Iterable[str], pod: int) -> None:
-    """Very many links, faster than a client's pipelines; they are not listed in the uids' hashes."""
-    commands: dict[tuple[str, int], list[bytes]] = {}
-    for uid in uids:
-        key = link_key(namespace, uid, service)
-        node = raw.nodes_manager.slots_cache[slot_of(key)][0]
-        commands.setdefault((node.host, node.port), []).append(encode("SET", key, pod))
-    for address, some in commands.items():
-        with socket.create_connection(address) as connection:
-            quiet, loud = encode("CLIENT", "REPLY", "OFF"), encode("CLIENT", "REPLY", "ON")
-            connection.sendall(b"".join([quiet, *some, loud]))
-            assert connection.recv(16) == b"+OK\r\n"
+class TestOppositeOnes:
+    async def test_they_end_and_pass_nobody_to_and_fro(
+        self, cluster: LocalCluster, raw: Raw, namespace: str
+    ) -> None:
+        states = StateProgram(raw, namespace, "chat")
+        for pod in range(2):
+            states.set(pod, "Running")
+        write_links(raw, namespace, "chat", [(uid, n % 2) for n, uid in enumerate(UIDS)])
+
+        async def empty(router: AsyncRouter, pod: int) -> int:
+            moved = 0
+            with suppress(NoRoutablePod):  # the other one was first
+                async with aclosing(router.evacuate(namespace, "chat", pod, rate=500)) as steps:
+                    async for step in steps:
+                        moved = step.moved
+            return moved
+
+        async with (
+            AsyncRouter.from_url(cluster.url) as one,
+            AsyncRouter.from_url(cluster.url) as other,
+        ):
+            moved = sum(await asyncio.gather(empty(one, 0), empty(other, 1)))
+        assert moved <= len(UIDS)
+        assert count_links(raw, namespace, "chat", UIDS).total() == len(UIDS)
+        # What was noted is gone with them.
+        assert set(states.fields()) == {"0", "1"}
+
+
+@pytest.mark.usefixtures("pods")
+class TestIdleLinks:
+    def make_idle(self, raw: Raw, namespace: str, uids: list[str]) -> None:
+        for uid in uids:
+            make_idle(raw, link_key(namespace, uid, "chat"))
+
+    @pytest.mark.parametrize("remove", [False, True])
+    async def test_they_are_counted_apart_and_left_or_removed(
+        self, router: Any, raw: Raw, namespace: str, remove: bool
+    ) -> None:
+        # Redis 7 keeps one object for all keys that hold the same number below 10,000, and so one idle time.
+        pod = 20_000
+        write_links(raw, namespace, "chat", [(uid, pod) for uid in UIDS[:20]])
+        self.make_idle(raw, namespace, UIDS[:5])
+        counted = await outcome(router, namespace, "chat", pod, idle=1800, dry_run=True)
+        assert (counted.found, counted.idle, counted.scanned) == (15, 5, 20)
+        done = await outcome(router, namespace, "chat", pod, idle=1800, remove_idle=remove)
+        assert (done.moved, done.removed) == (15, 5 if remove else 0)
+        left = count_links(raw, namespace, "chat", UIDS)
+        assert (left[pod], left.total()) == ((0, 15) if remove else (5, 20))
+
+    async def test_those_of_other_pods_are_as_idle_as_before(
+        self, router: Any, raw: Raw, namespace: str
+    ) -> None:
+        """Or the next evacuation would find none."""
+        write_links(raw, namespace, "chat", [(uid, 20_001) for uid in UIDS[:5]])
+        self.make_idle(raw, namespace, UIDS[:5])
+        done = await outcome(router, namespace, "chat", 20_000, idle=1800)
+        assert (done.found, done.idle, done.refused) == (0, 0, 0)
+        for uid in UIDS[:5]:
+            key = link_key(namespace, uid, "chat")
+            client = make_binary(raw, key)
+            assert client.object("IDLETIME", key) >= 3600
+            client.close()
+
+    async def test_who_comes_back_before_their_removal_is_moved(
+        self, router: Any, raw: Raw, namespace: str
+    ) -> None:
+        pod, uids = 20_002, UIDS[:6]
+        for _ in range(5):
+            write_links(raw, namespace, "chat", [(uid, pod) for uid in uids])
+            self.make_idle(raw, namespace, uids)
+            removing = asyncio.create_task(
+                outcome(router, namespace, "chat", pod, idle=1800, remove_idle=True, rate=2.0)
+            )
+            # EXISTS leaves a link as idle as it is.
+            await until(
+                lambda: not all(raw.exists(link_key(namespace, uid, "chat")) for uid in uids), 20.0
+            )
+            found = await router.batch_get_linked_pod(namespace, uids, "chat", fresh=True)
+            back = found.get(pod, [])
+            done = await removing
+            assert (done.removed, done.moved) == (6 - len(back), len(back))
+            left = count_links(raw, namespace, "chat", uids)
+            assert (left[pod], left.total()) == (0, len(back))
+            if back:
+                return
+        raise AssertionError("everybody came too late")
+
+    async def test_one_whose_user_is_there_is_moved(
+        self, router: Any, cluster: LocalCluster, raw: Raw, namespace: str
+    ) -> None:
+        async with (
+            AsyncRouter.from_url(cluster.url) as at_pod,
+            AsyncPodAgent(at_pod, namespace, "chat", 20_003, confirm_every=1000.0) as agent,
+        ):
+            assert await agent.accept(UIDS[0])
+            key = link_key(namespace, UIDS[0], "chat")
+            await until(lambda: raw.object("idletime", key) >= 2, 20.0)
+            done = await outcome(router, namespace, "chat", 20_003, idle=2, remove_idle=True)
+        assert (done.moved, done.removed, done.idle) == (1, 0, 0)
+
+    @pytest.mark.parametrize("idle", [None, 1800])
+    async def test_a_damaged_uid_is_told_of_after_all_others_have_moved(
+        self, router: Any, raw: Raw, namespace: str, idle: float | None
+    ) -> None:
+        pod, uids = 20_004, UIDS[:30]
+        write_links(raw, namespace, "chat", [(uid, pod) for uid in uids])
+        damaged = link_prefix(namespace, uids[0])
+        raw.delete(damaged)
+        raw.set(damaged, "x")
+        self.make_idle(raw, namespace, uids[:1])
+        steps: list[EvacuationProgress] = []
+
+        async def run() -> None:
+            async for step in evacuate(router, namespace, "chat", pod, idle=idle):
+                steps.append(step)  # noqa: PERF401 - those before the error count
+
+        with pytest.raises(CorruptReply, match=r"^evacuate: 1 link cannot be moved") as trouble:
+            await run()
+        assert (trouble.value.key, steps[-1].done) == (damaged, False)
+        left = count_links(raw, namespace, "chat", uids)
+        assert (left[pod], left.total()) == (1, 30)
+        # It is not for that one link that everything is looked through ten times.
+        assert steps[-1].passes <= 3
+
+    async def test_a_wrong_argument_is_refused(self, router: Any, namespace: str) -> None:
+        for options in ({"idle": 0}, {"idle": "x"}, {"remove_idle": True}):
+            with pytest.raises(InvalidArgument, match="idle"):
+                await outcome(router, namespace, "chat", 0, **options)
+
+
+def make_binary(raw: Raw, key: str | bytes) -> Any:
+    """A client of the key's primary that decodes nothing."""
+    node = typed_loosely(raw).get_node_from_key(key)
+    return redis.Redis(node.host, node.port, protocol=2)

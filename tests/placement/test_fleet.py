@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import signal
 import time
@@ -14,25 +13,30 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
+from support.sizes import size
 
 from sfroute import AsyncPodAgent, AsyncRouter
 from sfroute.embedded import LocalCluster
 
 from .fleet import Fleet, Process
 
-ROUTES = int(os.environ.get("SFROUTE_PLACEMENT_ROUTES", "50000"))
-UIDS = int(os.environ.get("SFROUTE_PLACEMENT_UIDS", "6000"))
+ROUTES = size(16_000, 50_000)
+UIDS = 6000
 GATEWAYS = ("asyncio", "asyncio", "asyncio", "threads")
 PODS = 5
 CLOCKS_OFF = (-86_400.0, 0.0, 1.5, -3.0, 3_600.0)
 """By how many seconds the clocks of pods, and of gateways, are ahead. The one that counts is the server's."""
 HEARTBEAT = 0.5
+LEASE = 1.0
 POD_TIMEOUT = 2.0
+"""How long after its last heartbeat a pod counts as dead: its lease and ``lease_margin``, or ``pod_timeout``."""
 VIEW = 0.3
 NOTICE = 2 * VIEW
 """After so many seconds no gateway goes by an older view: two periods of ``pod_view_max_age``."""
 BUSY = 0.25
 """Seconds by which a process may be late on a busy machine, between asking the clock and what it asked it for."""
+PROBES_EVERY = size(4, 1) * 0.05
+"""Seconds between two looks at whether all gateways agree."""
 SECONDS = 25.0
 """For which each gateway routes; the events take about as long."""
 
@@ -81,6 +85,7 @@ class Stage:
             namespace=self.namespace,
             pod=pod,
             heartbeat=HEARTBEAT,
+            lease=LEASE,
             view=VIEW,
             kind="threads" if pod == 4 else "asyncio",
         )
@@ -140,7 +145,7 @@ class Stage:
     async def probe_until(self, end: asyncio.Event) -> None:
         while not end.is_set():
             await self.probe()
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(PROBES_EVERY)
 
     async def burst(self, uid: str) -> None:
         """A thousand routes of an unlinked uid, 250 from each gateway, at the same instant."""
@@ -208,6 +213,7 @@ async def stage(some_cluster: LocalCluster, namespace: str) -> AsyncIterator[Sta
 
 
 @pytest.mark.slow
+@pytest.mark.scale
 @pytest.mark.timeout(120)
 async def test_the_promises_hold_while_pods_come_and_go(stage: Stage) -> None:
     for number in range(3):

@@ -8,13 +8,14 @@ import pickle
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import redis.cluster
 from conftest import AwaitableRouter, make_raw
-from observe import commands
-from program import LinkProgram, StateProgram
+from support.observe import commands
+from support.program import LinkProgram, StateProgram
 
 from sfroute import (
     AsyncPodAgent,
@@ -33,9 +34,9 @@ from sfroute import (
     RouterConfig,
     StoreUnavailable,
 )
+from sfroute._contract.keys import link_key, slot_of, state_key
+from sfroute._pods.views import MAX_SERVICES
 from sfroute.embedded import LocalCluster, LocalServer
-from sfroute.keys import link_key, slot_of, state_key
-from sfroute.views import MAX_SERVICES
 
 from .conftest import ONE_SERVER
 
@@ -181,11 +182,14 @@ class TestWhichLinksStay:
                 await router.get_pods(namespace, "chat", fresh=True)
             single.resume()
             await asyncio.sleep(1.0)
-            await report(router, namespace, 1)
+            # In the future, or on a busy machine it is silent, too, before anybody looks.
+            state = json.dumps({"status": "Running", "at": (time.time() + 3600) * 1000})
+            await router.set_service_state(namespace, "chat", 1, state)
             link = await router.route(namespace, *ADA)
             assert (link.pod, link.source) == (1, "moved")
             await router.aclose()
 
+    @pytest.mark.slow
     async def test_a_hash_of_a_million_fields_is_refused_by_name(
         self, make_router: Callable[..., Any], server_binary: str | None, namespace: str
     ) -> None:
@@ -198,8 +202,7 @@ class TestWhichLinksStay:
             single.execute("SET", link_key(namespace, "bob", "chat"), "3")
             router = make_router(single.url)
             await router.open()
-            loop = asyncio.get_running_loop()
-            began = loop.time()
+            single.execute("CONFIG", "RESETSTAT")
             with pytest.raises(CorruptReply, match="state:chat} holds more fields") as caught:
                 await router.get_pods(namespace, "chat")
             assert caught.value.key == key
@@ -207,9 +210,12 @@ class TestWhichLinksStay:
                 await router.route(namespace, *ADA)
             # What is known is served.
             assert (await router.route(namespace, "bob", "chat")).pod == 3
-            took = loop.time() - began
             await router.aclose()
-        assert took < 0.5
+            # They were counted, and not read.
+            told = single.execute("INFO", "commandstats")
+            assert isinstance(told, str)
+            assert "cmdstat_hlen" in told
+            assert "cmdstat_hgetall" not in told
 
 
 class TestTerms:
@@ -449,7 +455,7 @@ class TestOldViews:
         try:
             # Somebody who could read them has moved it meanwhile.
             moved = Meanwhile(lambda: link.set_link(9))
-            routed = await router.route(namespace, uid, "chat", policy=moved)
+            routed = await router.route(namespace, uid, "chat", policy=moved, exclude=[7])
         finally:
             some_cluster.resume(node)
         assert (routed.pod, routed.source, link.pod()) == (9, "store", "9")
@@ -471,9 +477,9 @@ class TestCost:
         assert [link.source for link in links].count("moved") == 1
         cost = commands(cluster) - before
         assert cost["hset"] == 1
-        # The link and the operation record of one script. Of threads, which do not come at once, some look the link up
-        # before it was moved and decide afterwards: they ask again.
-        assert cost["set"] <= (10 if isinstance(router, AwaitableRouter) else 2)
+        # The link, the note and the operation record of one script. Of threads, which do not come at once, some look
+        # the link up before it was moved and decide afterwards: they ask again.
+        assert cost["set"] <= (11 if isinstance(router, AwaitableRouter) else 3)
         assert router.stats().placements["moved"] == 1
 
     async def test_the_pods_are_read_once_for_all_who_route(
@@ -507,7 +513,12 @@ class TestCost:
                 told = await asyncio.gather(*asked, return_exceptions=True)
                 assert {type(error) for error in told} == {StoreUnavailable}
                 single.resume()
-                assert await router.get_pods(namespace, "s0") == {}
+                # It answers the thousands first that it was asked before.
+                async with asyncio.timeout(20):
+                    while True:
+                        with suppress(StoreUnavailable):
+                            assert await router.get_pods(namespace, "s0") == {}
+                            break
 
     async def test_one_that_gives_up_takes_nothing_from_the_others(
         self, cluster: LocalCluster, pods: Pods, namespace: str
@@ -517,7 +528,7 @@ class TestCost:
             await router.get_pods(namespace, "chat")
             first = asyncio.create_task(router.route(namespace, *ADA))
             others = [asyncio.create_task(router.route(namespace, *ADA)) for _ in range(5)]
-            while not router.routes._placing:  # noqa: ASYNC110 - it tells nobody
+            while not router._inside.routes._placing:  # noqa: ASYNC110 - it tells nobody
                 await asyncio.sleep(0)
             first.cancel()
             assert {link.pod for link in await asyncio.gather(*others)} == {0}
@@ -546,7 +557,7 @@ class TestCost:
         await router.route(namespace, *ADA)
         sync = router.router
         release = threading.Event()
-        sync.background.loop.call_soon_threadsafe(release.wait, 5.0)
+        sync._running().loop.call_soon_threadsafe(release.wait, 5.0)
         try:
             links = [sync.route(namespace, *ADA) for _ in range(100)]
         finally:
@@ -586,7 +597,7 @@ class TestMoveLinkedPod:
         assert {str(owner) for owner in owners} == {ada.pod()}
 
     async def test_expected_and_pod_are_two(self, router: Any, namespace: str) -> None:
-        with pytest.raises(InvalidArgument, match=r"^pod must be another one"):
+        with pytest.raises(InvalidArgument, match=r"^pod must differ from expected"):
             await router.move_linked_pod(namespace, *ADA, 7, 7)
 
 

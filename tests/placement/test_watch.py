@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import redis.cluster
 from conftest import AwaitableRouter
-from program import StateProgram
+from support.program import StateProgram
 
 from sfroute import (
     CorruptReply,
@@ -23,8 +23,8 @@ from sfroute import (
     RouterClosed,
     RouterConfig,
 )
+from sfroute._contract.keys import state_key
 from sfroute.embedded import LocalCluster, LocalServer
-from sfroute.keys import state_key
 
 from .conftest import ONE_SERVER
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
 import random
 import sys
+import tempfile
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TextIO, cast
 from unittest import mock
+
+import typer.main
 
 from sfroute import Router
 from sfroute.cli.app import app, run
@@ -20,10 +24,12 @@ __all__ = [
     "COMMAND",
     "Operator",
     "Outcome",
+    "application",
     "commands",
     "consecutive_ports",
     "environment",
     "sfroute",
+    "writer",
 ]
 
 COMMAND: Final = [sys.executable, "-m", "sfroute.cli"]
@@ -64,15 +70,40 @@ class Outcome(NamedTuple):
         return [json.loads(line) for line in self.lines]
 
 
-def sfroute(*arguments: str, **variables: str) -> Outcome:
-    """Run a command to its end. Standard input is no terminal, and empty."""
+@functools.cache
+def application() -> Any:
+    """What typer makes of all commands. Making it takes ten times as long as a command that only checks arguments."""
+    return typer.main.get_command(app)
+
+
+def writer(descriptor: int, *, unbuffered: bool = False) -> TextIO:
+    """What Python makes of a descriptor for standard output; ``unbuffered`` as with PYTHONUNBUFFERED."""
+    raw = io.FileIO(os.dup(descriptor), "w")
+    buffer = cast("io.BufferedWriter", raw) if unbuffered else io.BufferedWriter(raw)
+    return io.TextIOWrapper(buffer, encoding="utf-8", write_through=unbuffered)
+
+
+def sfroute(
+    *arguments: str, given: str | bytes = "", stdout: TextIO | None = None, **variables: str
+) -> Outcome:
+    """Run a command to its end.
+
+    Standard input is no terminal, and holds what is given. Standard output is kept for the outcome, or goes to another
+    file, which is closed as an interpreter that exits does it.
+    """
     out, err = io.StringIO(), io.StringIO()
     with (
+        tempfile.TemporaryFile() as file,
+        io.TextIOWrapper(file, encoding="utf-8") as stdin,
         mock.patch.dict(os.environ, environment(**variables), clear=True),
-        mock.patch.object(sys, "stdin", io.StringIO()),
-        contextlib.redirect_stdout(out),
+        mock.patch.object(sys, "stdin", stdin),
+        mock.patch.object(sys.modules["sfroute.cli.app"], "app", application()),
+        stdout or contextlib.nullcontext(),
+        contextlib.redirect_stdout(stdout or out),
         contextlib.redirect_stderr(err),
     ):
+        file.write(given.encode() if isinstance(given, str) else given)
+        file.seek(0)
         try:
             code = run(list(arguments))
         except SystemExit as ended:
@@ -97,8 +128,8 @@ class Operator:
             "SFROUTE_SERVICE": self.service,
         }
 
-    def __call__(self, *arguments: str, **variables: str) -> Outcome:
-        return sfroute(*arguments, **{**self.variables, **variables})
+    def __call__(self, *arguments: str, stdout: TextIO | None = None, **variables: str) -> Outcome:
+        return sfroute(*arguments, stdout=stdout, **{**self.variables, **variables})
 
     def link(self, uid: str, pod: int, seconds: int = -1) -> None:
         self.router.set_linked_pod(self.namespace, uid, self.service, pod, seconds)
@@ -112,7 +143,6 @@ class Operator:
 
 def commands() -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every command there is: its words, and what typer makes of it."""
-    import typer.main
 
     def below(words: tuple[str, ...], group: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
         for name, command in group.commands.items():
@@ -121,4 +151,4 @@ def commands() -> Iterator[tuple[tuple[str, ...], Any]]:
             else:
                 yield (*words, name), command
 
-    return below((), typer.main.get_command(app))
+    return below((), application())

@@ -40,6 +40,10 @@ class NodeError(Exception):
         self.name = name
 
 
+def _camel_case(name: str) -> str:
+    return re.sub("_([a-z])", lambda found: found[1].upper(), name)
+
+
 class NodeLinks:
     """The links as the program sees them.
 
@@ -69,10 +73,11 @@ class NodeLinks:
     def __getattr__(self, operation: str) -> Callable[..., Any]:
         if operation.startswith("_"):
             raise AttributeError(operation)
-        method = re.sub("_([a-z])", lambda found: found[1].upper(), operation)
+        method = _camel_case(operation)
 
         def call(*args: Any, **options: Any) -> Any:
-            result = self.call(method, *args, *([options] if options else []))
+            named = {_camel_case(name): value for name, value in options.items()}
+            result = self.call(method, *args, *([named] if named else []))
             if operation == "try_set_linked_pod":
                 return result["success"], result["pod"]
             return result

@@ -49,6 +49,7 @@ class Peer:
         commands: every command received, in order.
         writes: what arrived at once, in the order of arrival.
         accepted: how many connections there have been.
+        conversations: the commands of each connection.
     """
 
     HANG_UP = b"hang up"
@@ -59,6 +60,7 @@ class Peer:
         self.commands: list[Command] = []
         self.writes: list[bytes] = []
         self.accepted = 0
+        self.conversations: list[list[Command]] = []
         self.address = ("127.0.0.1", 0)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -100,6 +102,11 @@ class Peer:
         for task in self._tasks:
             task.cancel()
 
+    @property
+    def open_connections(self) -> int:
+        """How many there are now."""
+        return len(self._tasks)
+
     def received(self, name: str) -> list[Command]:
         """The commands of this name."""
         return [command for command in self.commands if command[0].lower() == name.encode()]
@@ -110,6 +117,8 @@ class Peer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self.accepted += 1
+        conversation: list[Command] = []
+        self.conversations.append(conversation)
         parser = hiredis.Reader()
         try:
             while data := await reader.read(65536):
@@ -117,6 +126,7 @@ class Peer:
                 parser.feed(data)
                 while isinstance(command := parser.gets(), list):
                     self.commands.append(command)
+                    conversation.append(command)
                     answer = self._answer(command)
                     if answer == self.HANG_UP:
                         return

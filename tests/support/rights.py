@@ -35,8 +35,7 @@ def rule_of(user: str, namespace: str, *, selectors: bool = True) -> list[str]:
     rule = [right.replace("{production:", f"{{{namespace}:") for right in RULES[user]]
     if selectors or user != "gateway":
         return rule
-    workloads = f"~sf:{{{namespace}:workload:*"
-    return [*rule_of("pod", namespace), "+persist", workloads]
+    return [*rule_of("pod", namespace), f"~sf:{{{namespace}:workload:*", "+hexists"]
 
 
 def give_rights(store: LocalCluster, user: str, rule: list[str]) -> None:

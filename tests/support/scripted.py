@@ -47,7 +47,7 @@ class Conversation:
         return command
 
     async def look_up(self) -> str:
-        """Read the two commands of a look-up of a link; returns its key."""
+        """Read the two commands of a lookup of a link; returns its key."""
         get = await self.command(b"GET")
         await self.command(b"PTTL", get[1])
         return get[1].decode()
@@ -72,14 +72,15 @@ class Conversation:
 class ScriptedPeer:
     """A single server, a context manager for ``async with``.
 
-    Answers HELLO and SCRIPT LOAD as a server does. A connection that then sends ``CLIENT TRACKING ON`` is a lane, and
-    becomes a ``Conversation``.
+    Answers HELLO and SCRIPT LOAD as a server does, and says nothing of its history. A connection that then sends
+    ``CLIENT TRACKING ON`` is a lane, and becomes a ``Conversation``, as one does that sends anything else.
     """
 
     def __init__(self, *, tracking: bytes = OK, version: str = "9.1.2") -> None:
         self._tracking = tracking
         self._version = version
         self._lanes: asyncio.Queue[Conversation] = asyncio.Queue()
+        self._others: asyncio.Queue[Conversation] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self.accepted_lanes = 0
 
@@ -108,6 +109,10 @@ class ScriptedPeer:
         """The next lane that connects."""
         return await self._lanes.get()
 
+    async def other(self) -> Conversation:
+        """The next connection that is no lane and sends a command."""
+        return await self._others.get()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -129,6 +134,7 @@ class ScriptedPeer:
         conversation: Conversation,
     ) -> None:
         parser = hiredis.Reader()
+        is_new = True
         while data := await reader.read(65536):
             parser.feed(data)
             while isinstance(command := parser.gets(), list):
@@ -139,9 +145,15 @@ class ScriptedPeer:
                     )
                 elif command[0] == b"SCRIPT":
                     writer.write(bulk("0" * 40))
+                elif command[0] == b"INFO":
+                    writer.write(bulk(""))
                 elif command[:2] == [b"CLIENT", b"TRACKING"]:
                     writer.write(self._tracking)
                     self.accepted_lanes += 1
                     self._lanes.put_nowait(conversation)
+                    is_new = False
                 else:
+                    if is_new and command[0] != b"PING":
+                        self._others.put_nowait(conversation)
+                        is_new = False
                     conversation.heard(command)

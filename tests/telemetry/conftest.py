@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sfroute import Router
+from sfroute._contract.scripts import SCRIPTS
 from sfroute.embedded import LocalCluster
 
 from .tap import Tap
@@ -27,6 +28,14 @@ def node() -> Iterator[LocalCluster]:
     """A cluster of one node: what leaves together leaves to the same node."""
     with LocalCluster(1, 0, extra_config={"enable-debug-command": "local"}) as cluster:
         yield cluster
+
+
+@pytest.fixture(autouse=True)
+def scripts_are_known(request: pytest.FixtureRequest) -> None:
+    """The cluster knows all scripts before each test: what a first call of one adds is told where it matters."""
+    if "node" in request.fixturenames:
+        node: LocalCluster = request.getfixturevalue("node")
+        node.nodes[0].commands(*(("SCRIPT", "LOAD", script.source) for script in SCRIPTS.values()))
 
 
 @pytest.fixture(scope="module")

@@ -50,9 +50,8 @@ class Tap:
 
     def config(self, *, base: RouterConfig | None = None, **options: Any) -> RouterConfig:
         """A router's configuration with these providers."""
-        telemetry = TelemetryConfig(
-            tracer_provider=self.tracers, meter_provider=self.meters, **options
-        )
+        options = {"tracer_provider": self.tracers, "meter_provider": self.meters, **options}
+        telemetry = TelemetryConfig(**options)
         base = base or RouterConfig()
         return RouterConfig(
             cache=base.cache, retry=base.retry, placement=base.placement, telemetry=telemetry
@@ -63,10 +62,10 @@ class Tap:
         found = list(self.exporter.get_finished_spans())
         return found if name is None else [span for span in found if span.name == name]
 
-    def wait_for(self, name: str, timeout: float = 5.0) -> None:
-        """Return when a span of this name has ended."""
+    def wait_for(self, name: str, timeout: float = 5.0, count: int = 1) -> None:
+        """Return when so many spans of this name have ended."""
         with self.arrived:
-            assert self.arrived.wait_for(lambda: bool(self.spans(name)), timeout), name
+            assert self.arrived.wait_for(lambda: len(self.spans(name)) >= count, timeout), name
 
     def one(self, name: str) -> ReadableSpan:
         """The only span of a name."""
@@ -88,6 +87,20 @@ class Tap:
         status = span.status.status_code.name
         below = [self.tree(child) for child in self.children(span)]
         return (span.name, span.kind.name, attributes, status, below)
+
+    def exemplars(self, metric: str) -> set[int]:
+        """Span ids to which the points of a histogram refer, since metrics were last read."""
+        data = self.reader.get_metrics_data()
+        return {
+            exemplar.span_id
+            for resource in (data.resource_metrics if data is not None else ())
+            for scope in resource.scope_metrics
+            for found in scope.metrics
+            if found.name == metric
+            for point in found.data.data_points
+            for exemplar in point.exemplars
+            if exemplar.span_id is not None
+        }
 
     def metrics(self) -> dict[str, dict[tuple[tuple[str, Any], ...], Any]]:
         """Name -> labels -> value; of a histogram, the count."""
@@ -128,7 +141,11 @@ def client(
     operation: str, script: str = "", *, status: str = "UNSET", size: int = 1, **attributes: Any
 ) -> Tree:
     """The tree of a call to the store."""
-    named: dict[str, Any] = {"db.system.name": "redis", "db.operation.name": operation}
+    named: dict[str, Any] = {
+        "db.system.name": "redis",
+        "db.namespace": "0",
+        "db.operation.name": operation,
+    }
     if script:
         named["db.stored_procedure.name"] = script
     if size > 1:

@@ -28,6 +28,7 @@ from .tap import Tap
 SERVICE = "chat"
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "telemetry.md"
 
+SERVICE_LABEL = "sfroute.service"
 OPERATION, ERROR, OUTCOME = "sfroute.operation", "error.type", "sfroute.outcome"
 METRICS: dict[str, tuple[str, str, set[str]]] = {
     "sfroute.operation.duration": ("histogram", "s", {OPERATION, ERROR}),
@@ -39,8 +40,28 @@ METRICS: dict[str, tuple[str, str, set[str]]] = {
     "sfroute.lanes": ("gauge", "{lane}", set()),
     "sfroute.lanes.healthy": ("gauge", "{lane}", set()),
     "sfroute.lanes.tracked": ("gauge", "{lane}", set()),
+    "sfroute.lanes.lost": ("counter", "{lane}", set()),
+    "sfroute.topology.changes": ("counter", "{change}", set()),
     "sfroute.links.placed": ("counter", "{link}", {"sfroute.reason"}),
     "sfroute.pods.conflicts": ("counter", "{process}", set()),
+    "sfroute.pods": ("gauge", "{pod}", {SERVICE_LABEL, "sfroute.pod.status"}),
+    "sfroute.pods.routable": ("gauge", "{pod}", {SERVICE_LABEL}),
+    "sfroute.pods.heartbeat.age": ("gauge", "s", {SERVICE_LABEL}),
+    "sfroute.pods.room": ("gauge", "{user}", {SERVICE_LABEL}),
+    "sfroute.pods.emptying": ("gauge", "{pod}", {SERVICE_LABEL}),
+    "sfroute.pods.ejected": ("gauge", "{pod}", {SERVICE_LABEL}),
+    "sfroute.pods.failures": ("counter", "{report}", set()),
+    "sfroute.pods.load": ("gauge", "{load}", {SERVICE_LABEL}),
+    "sfroute.pods.load.skew": ("gauge", "{multiple}", {SERVICE_LABEL}),
+    "sfroute.agent.claims": ("gauge", "{claim}", set()),
+    "sfroute.agent.sessions": ("gauge", "{session}", set()),
+    "sfroute.agent.drain.left": ("gauge", "{user}", set()),
+    "sfroute.agent.lease.margin": ("gauge", "s", set()),
+    "sfroute.agent.heartbeats": ("counter", "{heartbeat}", {OUTCOME}),
+    "sfroute.agent.claims.lost": ("counter", "{claim}", {"sfroute.reason"}),
+    "sfroute.agent.claims.confirmed": ("counter", "{claim}", set()),
+    "sfroute.agent.claims.reasserted": ("counter", "{claim}", set()),
+    "sfroute.store.forgotten": ("counter", "{time}", set()),
     "sfroute.retries": ("counter", "{retry}", {"sfroute.retry.reason"}),
     "sfroute.answers.stale": ("counter", "{answer}", set()),
     "sfroute.spans.dropped": ("counter", "{span}", set()),
@@ -88,9 +109,13 @@ async def test_every_metric_with_its_type_unit_and_labels(
             kind = "counter" if metric.data.is_monotonic else "gauge"
         labels = {key for point in metric.data.data_points for key in point.attributes or {}}
         found[metric.name] = (kind, metric.unit, labels)
-    # A closed router has no entries and no lanes.
-    gauges = {name for name, (kind, _, _) in METRICS.items() if kind == "gauge"}
-    assert found == {name: METRICS[name] for name in METRICS if name not in gauges}
+    # A closed router has no entries, no lanes, and knows no pods; this one had no agent.
+    gone = {
+        name
+        for name, (kind, _, _) in METRICS.items()
+        if kind == "gauge" or name.startswith("sfroute.agent.")
+    }
+    assert found == {name: METRICS[name] for name in METRICS if name not in gone}
 
 
 async def test_the_values_are_what_was_driven(
@@ -177,11 +202,13 @@ async def test_the_lag_of_an_own_write_is_measured(
     make_router: Callable[..., Any], node: LocalCluster, tap: Tap, namespace: str
 ) -> None:
     config = RouterConfig(cache=CacheConfig(heartbeat=0.05, heartbeat_timeout=2.0))
-    router = make_router(node.url, config=tap.config(base=config))
+    router = make_router(node.url, config=tap.config(base=config, background_spans="on"))
     await router.get_linked_pod(namespace, "u", SERVICE)
     await router.set_linked_pod(namespace, "u", SERVICE, 1)
     await asyncio.to_thread(tap.wait_for, "sfroute invalidation")
     await router.aclose()
+    write = tap.one("sfroute set_linked_pod").context.span_id
+    assert tap.exemplars("sfroute.cache.invalidation.lag") == {write}
     assert tap.metrics()["sfroute.cache.invalidation.lag"] == {(): 1}
 
 
@@ -212,7 +239,8 @@ def test_the_reference_tells_of_every_name() -> None:
         if name.isupper() and isinstance(value, str) and name != "SCOPE"
     }
     assert sorted(value for value in values if f"`{value}`" not in text) == []
+    metrics = text.partition("\n## Metrics\n")[2].partition("\n## ")[0]
     for name, (_, unit, labels) in METRICS.items():
-        (row,) = re.findall(rf"^\| `{re.escape(name)}` .*$", text, flags=re.MULTILINE)
+        (row,) = re.findall(rf"^\| `{re.escape(name)}` .*$", metrics, flags=re.MULTILINE)
         assert f"`{unit}`" in row
         assert all(f"`{label}`" in row for label in labels)

@@ -1,90 +1,89 @@
-"""The exact spans of every operation, on both faces."""
+"""The exact spans of every operation, on both fronts."""
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import catalogue
 import pytest
+from catalogue import on_store, operation
+from conftest import make_raw
+from support.program import LinkProgram
+from support.rows import Operation, Script
 
 from sfroute import AsyncRouter, InvalidArgument, NoRoutablePod, Router
 from sfroute.embedded import LocalCluster
-from sfroute.scripts import SCRIPT_NAMES
 
 from .tap import Tap, Tree, call, client
 
 SERVICE = "chat"
-UNTRACED = {"open", "aclose", "report_state"}
-"""Coroutine methods that are no operations of a gateway."""
+MISS, HIT = {"outcome": "miss"}, {"outcome": "hit"}
 
 
 @dataclass
 class Case:
     """A call, and the spans below its own."""
 
-    operation: str
-    args: tuple[Any, ...]
+    row: Operation
     below: list[Tree]
     attributes: dict[str, Any] = field(default_factory=dict)
     warm: bool = False
     """Make the call once before, outside of what is looked at."""
-    kwargs: dict[str, Any] = field(default_factory=dict)
+    uid: str = "linked"
+    changes: dict[str, Any] = field(default_factory=dict)
+    """What other arguments it has than its row."""
     at: str = ""
 
     def __str__(self) -> str:
-        return f"{self.operation}{'-' + self.at if self.at else ''}"
+        return f"{self.row.name}{'-' + self.at if self.at else ''}"
 
 
 def script(name: str) -> Tree:
     return client("EVALSHA", name)
 
 
-LINK = ("NS", "linked", SERVICE)
-MISS, HIT = {"outcome": "miss"}, {"outcome": "hit"}
+def first_call(row: Operation) -> Case:
+    """What a row says that it sends, about a uid that nobody has seen."""
+    attributes = MISS if row.cached else {}
+    if row.name == "route":
+        attributes = attributes | {"link_source": "placed"}
+    below = [client(name) if name.isupper() else script(name) for name in row.sends]
+    return Case(row, below, attributes, uid="new")
+
+
+AWAITED = [row for row in on_store() if not row.iterated]
+STATES_OF_SEVERAL = operation("get_workload_state_batch")
+PODS_OF_SEVERAL = operation("batch_get_linked_pod")
 CASES = [
-    Case("set_service_state", ("NS", SERVICE, 1, "Running"), [client("HSET")]),
-    Case("get_service_state", ("NS", SERVICE), [client("HGETALL")]),
-    Case("set_workload_state", ("NS", SERVICE, "busy"), [client("SET")]),
-    Case("get_workload_state", ("NS", SERVICE), [client("GET")]),
-    Case("get_workload_state_batch", ("NS", ["a", "b"]), [client("PIPELINE GET", size=2)]),
-    Case("get_workload_state_batch", ("NS", ["a"]), [client("GET")], at="one"),
-    Case("get_workload_state_batch", ("NS", []), [], at="none"),
-    Case("get_pods", ("NS", SERVICE), [script("statefulGetService")]),
-    Case("set_linked_pod", (*LINK, 1), [script("statefulSetLink")]),
-    Case("try_set_linked_pod", (*LINK, 1), [script("statefulTrySetLink")]),
-    Case("set_linked_pod_if_absent", (*LINK, 1), [script("statefulSetLinkIfAbsent")]),
-    Case("remove_linked_pod", LINK, [script("statefulRemoveLink")]),
-    Case("remove_linked_pod_with_id", (*LINK, 1), [script("statefulRemoveLinkWithId")]),
-    Case("get_linked_pod", LINK, [client("GET")], MISS, at="miss"),
-    Case("get_linked_pod", LINK, [], HIT, warm=True, at="hit"),
-    Case("get_linked_pod", LINK, [client("GET")], MISS, True, {"fresh": True}, at="fresh"),
-    Case("get_linked_pod_if_persist", LINK, [client("GET")], MISS, at="miss"),
-    Case("get_linked_pod_if_persist", LINK, [], HIT, warm=True, at="hit"),
-    Case("get_link_service", ("NS", "linked"), [client("HGETALL")], MISS, at="miss"),
-    Case("get_link_service", ("NS", "linked"), [], HIT, warm=True, at="hit"),
-    Case("batch_get_linked_pod", ("NS", ["linked"], SERVICE), [client("GET")], MISS, at="one"),
+    *map(first_call, AWAITED),
+    *(Case(row, [], HIT, warm=True, at="hit") for row in AWAITED if row.cached),
     Case(
-        "batch_get_linked_pod",
-        ("NS", ["linked", "b", "c", "b"], SERVICE),
+        operation("get_linked_pod"),
+        [client("GET")],
+        MISS,
+        warm=True,
+        changes={"fresh": True},
+        at="fresh",
+    ),
+    Case(
+        STATES_OF_SEVERAL,
+        [client("PIPELINE GET", size=2)],
+        changes={"services": ["a", "b"]},
+        at="two",
+    ),
+    Case(STATES_OF_SEVERAL, [], changes={"services": []}, at="none"),
+    Case(
+        PODS_OF_SEVERAL,
         [client("PIPELINE GET", size=3)],
         MISS,
+        changes={"uids": ["linked", "b", "c", "b"]},
         at="three",
     ),
-    Case("batch_get_linked_pod", ("NS", ["linked"], SERVICE), [], HIT, warm=True, at="hit"),
     Case(
-        "route",
-        ("NS", "new", SERVICE),
-        [client("GET"), script("statefulGetService"), script("statefulComputeLinkIfAbsent")],
-        MISS | {"link_source": "placed"},
-        at="placed",
-    ),
-    Case("route", LINK, [], HIT, warm=True, at="hit"),
-    Case(
-        "route",
-        ("NS", "orphan", SERVICE),
+        operation("route"),
         [
             client("GET"),
             # The second view is one that was asked for after the link was read.
@@ -93,13 +92,9 @@ CASES = [
             script("statefulComputeLinkIfAbsent"),
         ],
         MISS | {"link_source": "moved"},
+        uid="orphan",
+        changes={"exclude": []},
         at="moved",
-    ),
-    Case("move_linked_pod", (*LINK, 1, 2), [script("statefulComputeLinkIfAbsent")]),
-    Case(
-        "execute_script",
-        ("statefulGetLinkService", ["sf:{NS:lk:linked}"], []),
-        [script("statefulGetLinkService")],
     ),
 ]
 
@@ -113,21 +108,9 @@ def prepared(node: LocalCluster, plain: Router, namespace: str) -> str:
     return namespace
 
 
-def put_in(value: Any, namespace: str) -> Any:
-    """The arguments of a case with the namespace of the test."""
-    if isinstance(value, str):
-        return value.replace("NS", namespace)
-    return (
-        type(value)(put_in(one, namespace) for one in value)
-        if isinstance(value, (list, tuple))
-        else value
-    )
-
-
-def subject(case: Case, namespace: str) -> dict[str, Any]:
-    names = inspect.signature(getattr(AsyncRouter, case.operation)).bind(None, *case.args).arguments
-    found = {"namespace": namespace} if "namespace" in names else {}
-    return found | ({"service": SERVICE} if "service" in names else {})
+def subject(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What its span tells of a call."""
+    return {name: arguments[name] for name in ("namespace", "service") if name in arguments}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -136,18 +119,19 @@ async def test_an_operation_makes_exactly_these_spans(
 ) -> None:
     router = make_router(node.url, config=tap.config())
     await router.open()
-    operation, args = getattr(router, case.operation), put_in(case.args, prepared)
+    arguments = case.row.arguments(prepared, case.uid)
     if case.warm:
-        await operation(*args)
+        await case.row.call(router, **arguments)
+    arguments |= case.changes
     with tap.tracer.start_as_current_span("request") as request:
         before = time.time_ns()
-        await operation(*args, **case.kwargs)
+        await case.row.call(router, **arguments)
         after = time.time_ns()
     await router.aclose()
 
     (span,) = tap.children(tap.one("request"))
     assert tap.tree(span) == call(
-        case.operation, *case.below, **subject(case, prepared), **case.attributes
+        case.row.name, *case.below, **subject(arguments), **case.attributes
     )
     assert span.context.trace_id == request.get_span_context().trace_id
     assert span.start_time is not None
@@ -160,7 +144,7 @@ async def test_an_operation_makes_exactly_these_spans(
         assert span.start_time <= child.start_time <= child.end_time <= span.end_time
         attributes = child.attributes or {}
         assert (attributes["server.address"], attributes["server.port"]) == (host, port)
-        if case.operation != "get_workload_state_batch" or child.name == "GET":
+        if case.row.name != "get_workload_state_batch" or child.name == "GET":
             assert attributes["network.peer.address"] == "127.0.0.1"
             assert attributes["network.peer.port"] == port
 
@@ -202,57 +186,33 @@ async def test_an_evacuation_that_fails_says_so(
     assert (tap.one("sfroute evacuate").attributes or {})["error.type"] == "NoRoutablePod"
 
 
-def test_every_operation_has_a_case() -> None:
-    operations = {
-        name
-        for name, value in vars(AsyncRouter).items()
-        if inspect.iscoroutinefunction(value) and not name.startswith("_")
-    }
-    assert operations - UNTRACED == {case.operation for case in CASES}
-
-
-@pytest.mark.parametrize("name", SCRIPT_NAMES)
+@pytest.mark.parametrize("row", catalogue.SCRIPTS, ids=lambda row: row.name)
 async def test_a_script_is_named_on_its_span(
-    name: str, node: LocalCluster, tap: Tap, namespace: str
+    row: Script, node: LocalCluster, tap: Tap, namespace: str
 ) -> None:
-    arguments = {
-        "statefulSetLink": [SERVICE, 1, -1],
-        "statefulSetLinkIfAbsent": [SERVICE, 1, -1],
-        "statefulTrySetLink": [SERVICE, 1, -1],
-        "statefulRemoveLink": [SERVICE, -1],
-        "statefulRemoveLinkWithId": [SERVICE, -1, 1],
-        "statefulComputeLinkIfAbsent": [SERVICE, -1, "place", 0, 0, 1],
-        "statefulSetState": [1, "Running"],
-        "statefulGetServicePod": [1],
-    }
-    prefix = f"sf:{{{namespace}:lk:u}}"
-    keys = {"statefulGetLinkService": [prefix], "statefulGetLinkIfPersist": [prefix + SERVICE]}
-    if "Link" not in name:
-        keys[name] = [f"sf:{{{namespace}:state:{SERVICE}}}"]
     async with AsyncRouter.from_url(node.url, config=tap.config()) as router:
-        await router.execute_script(
-            name,
-            keys.get(name, [prefix + SERVICE, prefix]),
-            arguments.get(name, []),  # type: ignore[arg-type]
-        )
-    assert tap.tree(tap.one("sfroute execute_script")) == call("execute_script", script(name))
+        with make_raw(node) as raw:
+            link = LinkProgram(raw, namespace, "u", SERVICE)
+            row.before(link)
+            await router.execute_script(row.name, row.keys_of(link), row.argv())
+    assert tap.tree(tap.one("sfroute execute_script")) == call("execute_script", script(row.name))
 
 
 async def test_a_refused_argument_is_an_error_without_a_call_to_the_store(
     make_router: Callable[..., Any], node: LocalCluster, tap: Tap, namespace: str
 ) -> None:
     router = make_router(node.url, config=tap.config())
-    for operation, args in (
+    for name, args in (
         ("get_linked_pod", (namespace, "}", SERVICE)),
         ("route", (namespace, "}", SERVICE)),
         ("set_linked_pod", (namespace, "}", SERVICE, 1)),
     ):
         with pytest.raises(InvalidArgument):
-            await getattr(router, operation)(*args)
+            await getattr(router, name)(*args)
     await router.aclose()
-    for operation in ("get_linked_pod", "route", "set_linked_pod"):
-        assert tap.tree(tap.one(f"sfroute {operation}")) == call(
-            operation, error="InvalidArgument", namespace=namespace, service=SERVICE
+    for name in ("get_linked_pod", "route", "set_linked_pod"):
+        assert tap.tree(tap.one(f"sfroute {name}")) == call(
+            name, error="InvalidArgument", namespace=namespace, service=SERVICE
         )
 
 

@@ -19,8 +19,8 @@ from sfroute import (
     RouterConfig,
     StoreUnavailable,
 )
+from sfroute._contract.keys import link_key
 from sfroute.embedded import LocalCluster
-from sfroute.keys import link_key
 
 from .tap import Tap, call, client
 
@@ -43,7 +43,7 @@ async def test_a_call_that_joins_is_linked_from_the_one_call_to_the_store(
     assert linked == {span.context.span_id for span in calls} - {missed.context.span_id}
 
 
-async def test_a_batch_of_several_calls_is_a_root_that_links_to_all_of_them(
+async def test_a_batch_of_several_calls_is_the_child_of_one_and_linked_with_the_others(
     node: LocalCluster, tap: Tap, namespace: str
 ) -> None:
     async with AsyncRouter.from_url(node.url, config=tap.config()) as router:
@@ -53,12 +53,16 @@ async def test_a_batch_of_several_calls_is_a_root_that_links_to_all_of_them(
             router.get_link_service(namespace, "a"),
         )
     batch = tap.one("PIPELINE")
-    assert batch.parent is None
     assert tap.tree(batch) == client("PIPELINE", size=4)
     calls = tap.spans("sfroute get_linked_pod")[1:] + tap.spans("sfroute get_link_service")
     assert len(calls) == 5
+    (parent,) = (call for call in calls if tap.children(call))
+    assert tap.children(parent) == [batch]
+    others = [call for call in calls if call is not parent]
     linked = [link.context.span_id for link in batch.links]
-    assert sorted(linked) == sorted(span.context.span_id for span in calls)
+    assert sorted(linked) == sorted(call.context.span_id for call in others)
+    for other in others:
+        assert [link.context.span_id for link in other.links] == [batch.context.span_id]
 
 
 async def test_links_of_a_batch_are_bounded(node: LocalCluster, tap: Tap, namespace: str) -> None:
@@ -126,7 +130,7 @@ async def test_a_moved_slot_is_a_retry_and_no_error_and_a_change_of_topology(
     make_router: Callable[..., Any], tap: Tap
 ) -> None:
     with LocalCluster(2, 0) as cluster:
-        router = make_router(cluster.url, config=tap.config())
+        router = make_router(cluster.url, config=tap.config(background_spans="on"))
         await router.get_linked_pod("n", "u", SERVICE)
         key = link_key("n", "u", SERVICE)
         source = cluster.primary_of(key)
@@ -255,11 +259,11 @@ async def test_each_task_is_traced_under_its_own_request(
         assert len(tap.children(tap.one(f"request {number}"))) == 5
 
 
-async def test_what_happens_by_itself_has_root_spans(
+async def test_what_happens_by_itself_has_root_spans_where_they_are_wanted(
     make_router: Callable[..., Any], node: LocalCluster, plain: Router, tap: Tap, namespace: str
 ) -> None:
     config = RouterConfig(cache=CacheConfig(heartbeat=0.05, heartbeat_timeout=2.0))
-    router = make_router(node.url, config=tap.config(base=config))
+    router = make_router(node.url, config=tap.config(base=config, background_spans="on"))
     with tap.tracer.start_as_current_span("request"):
         await router.get_linked_pod(namespace, "u", SERVICE)
     plain.set_linked_pod(namespace, "u", SERVICE, 1)

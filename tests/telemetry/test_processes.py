@@ -101,7 +101,7 @@ def test_an_sdk_that_is_set_after_the_router_opened_is_found(
 ) -> None:
     program = """
         import sfroute, sfroute.telemetry
-        sfroute.telemetry.LOOK_FOR_SDK_SECONDS = 0.0
+        sfroute.telemetry.facade.LOOK_AROUND_SECONDS = 0.0
         with sfroute.Router.from_url(sys.argv[1]) as router:
             router.get_linked_pod(sys.argv[2], "u", "chat")
             set_sdk()
@@ -122,7 +122,7 @@ def test_metrics_that_are_set_after_traces_are_found(node: LocalCluster, namespa
         from opentelemetry import metrics
         from opentelemetry.sdk.metrics import MeterProvider
         from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-        sfroute.telemetry.LOOK_FOR_SDK_SECONDS = 0.0
+        sfroute.telemetry.facade.LOOK_AROUND_SECONDS = 0.0
         set_sdk()
         with sfroute.Router.from_url(sys.argv[1]) as router:
             router.get_linked_pod(sys.argv[2], "u", "chat")
@@ -163,7 +163,7 @@ def test_no_sdk_is_needed(node: LocalCluster, namespace: str) -> None:
     assert told.splitlines() == [
         "1",
         "[]",
-        "the OpenTelemetry SDK with its OTLP exporter is needed: pip install 'sfroute[otel]'",
+        "telemetry.setup() needs the OpenTelemetry SDK and its OTLP exporter: pip install 'sfroute[otel]'",
     ]
 
 
@@ -198,7 +198,7 @@ def test_the_sdk_is_set_up_once() -> None:
         shut_down()
         """
     )
-    assert told == "this process has an OpenTelemetry SDK already; set one up once\n"
+    assert told == "this process already has an OpenTelemetry SDK; set it up only once\n"
 
 
 def test_what_the_documents_show_is_true(node: LocalCluster) -> None:
@@ -208,7 +208,7 @@ def test_what_the_documents_show_is_true(node: LocalCluster) -> None:
         block("docs/reference/telemetry.md", "python", 0).text,
     ]
     check = """
-from sfroute.telemetry.recorder import user_hash as made
+from sfroute.telemetry.spans import user_hash as made
 from opentelemetry import trace
 print(type(trace.get_tracer_provider()).__name__)
 print(user_hash("ada", b"k" * 16) == made("ada", b"k" * 16))
@@ -305,7 +305,7 @@ with sfroute.Router.from_url(sys.argv[1]) as router:
     router.get_link_service(*link[:2])
     router.batch_get_linked_pod(namespace, ["u"], "chat")
     router.move_linked_pod(*link, 1, 2)
-    router.remove_linked_pod_with_id(*link, 1)
+    router.remove_linked_pod_with_id(*link, pod=1)
     router.remove_linked_pod(*link)
     router.execute_script("statefulGetLinkService", [f"sf:{{{namespace}:lk:u}}"], [])
 with trace.get_tracer("gateway").start_as_current_span("the end"):

@@ -35,10 +35,10 @@ def test_the_demo_prints_the_tree_of_a_request() -> None:
     start = tree.index("  POST /login")
     assert tree[start : start + 6] == [
         "  POST /login",
-        "  ├─ sfroute route  outcome=miss  link.source=placed",
+        "  ├─ sfroute route  outcome=miss  link.source=placed  retry.reasons=NOSCRIPT,NOSCRIPT",
         "  │  ├─ GET",
-        "  │  ├─ EVALSHA statefulGetService",
-        "  │  └─ EVALSHA statefulComputeLinkIfAbsent",
+        "  │  ├─ EVALSHA statefulGetService  retry.reasons=NOSCRIPT",
+        "  │  └─ EVALSHA statefulComputeLinkIfAbsent  retry.reasons=NOSCRIPT",
         "  └─ forward to chat",
     ]
     start = tree.index("  POST /messages")

@@ -11,7 +11,6 @@ import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ pytest.importorskip("starlette", reason="the group `examples` is not installed")
 
 import httpx
 from conftest import processes_in
-from deployment import DRAIN_SECONDS
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from starlette.applications import Starlette
@@ -103,7 +101,7 @@ async def interrupt(process: Process, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-async def test_counters_begin_anew_only_when_their_pod_has_ended(tmp_path: Path) -> None:
+async def test_no_count_is_lost_and_nobody_moves_unless_their_pod_has_ended(tmp_path: Path) -> None:
     collector = Collector()
     report, folder = tmp_path / "report.json", tmp_path / "demo"
     folder.mkdir()
@@ -140,19 +138,17 @@ def see_answers(report: dict[str, Any]) -> None:
     # Restarts and the failover cost nobody a request; only the last event, a kill, may.
     killed = max(ended.values())
     failures = [one for user in users for one in user.answers if one.failure]
-    # (A WebSocket may close just as a message is sent on it; pods take care that it hardly happens.)
+    # (A WebSocket may close just as a message is on its way, which takes long on a busy machine. Each of three restarts
+    # closes those of its pod, a third of them all: most of them must meet no message.)
     early = [one for one in failures if one.at < killed]
     assert [one.failure for one in early if not one.failure.startswith("ConnectionClosed")] == []
-    assert len(early) <= 2
+    by_websocket = len(users) // 4
+    assert len(early) <= by_websocket / 2
     assert len(failures) <= len(users) / 2
     for user in users:
         answers = [one for one in user.answers if one.process]
-        # Each pod was restarted, so everybody has begun anew.
+        # Each pod was restarted, so everybody has moved: users in grace with their next request, others at the end.
         assert len({one.process for one in answers}) >= 2
-        for before, after in pairwise(answers):
-            if before.process != after.process and ended[before.process or ""] < killed:
-                # A draining pod keeps its users until its time is up.
-                assert after.at > ended[before.process or ""] + DRAIN_SECONDS
 
 
 def see_spans(collector: Collector) -> None:
@@ -195,8 +191,8 @@ def told(*answers: tuple[str, int] | None) -> User:
         (("a", 1), ("a", 2), ("a", 3)),
         (("a", 1), None, ("a", 2)),
         (("a", 1), None, ("a", 3)),
-        (("a", 1), ("a", 2), ("b", 1), ("b", 2)),
-        (("a", 1), None, ("b", 2)),
+        (("a", 1), ("a", 2), ("b", 3), ("b", 4)),
+        (("a", 1), None, ("b", 3)),
     ],
 )
 def test_what_users_may_be_told(answers: tuple[tuple[str, int] | None, ...]) -> None:
@@ -210,9 +206,10 @@ def test_what_users_may_be_told(answers: tuple[tuple[str, int] | None, ...]) -> 
         ((("a", 1), ("a", 3)), "count 3 after 1"),
         ((("a", 1), None, ("a", 1)), "count 1 after 1"),
         ((("a", 5),), "count 5 after 0"),
-        ((("a", 1), ("b", 2)), "count 2 after 0"),
-        ((("b", 1), ("a", 1)), "but that one lives"),
-        ((("a", 1), ("b", 1), ("a", 1)), "moved back to a"),
+        ((("a", 1), ("b", 1)), "count 1 after 1"),
+        ((("a", 1), ("b", 3)), "count 3 after 1"),
+        ((("b", 1), ("a", 2)), "but that one lives"),
+        ((("a", 1), ("b", 2), ("a", 3)), "moved back to a"),
     ],
 )
 def test_what_users_must_not_be_told(

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("starlette", reason="the group `examples` is not installed")
 
-import httpx
+from forwarding import NoAddress, base_of
 from gateway import Settings, create_app
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -34,7 +34,7 @@ ADA = {"x-user-id": "ada"}
 
 
 class Pod:
-    """A pod that tells what it was sent. Its id is its port: so the template finds it."""
+    """A pod that tells what it was sent. Its id is its port."""
 
     def __init__(self) -> None:
         self.go_on = asyncio.Event()
@@ -89,7 +89,7 @@ class Pod:
         if self.moves and self.router is not None:
             uid = request.headers["x-sfroute-uid"]
             await self.router.set_linked_pod(self.namespace, uid, "chat", self.moves.pop())
-            return Response(status_code=421)
+            return Response(status_code=421, headers={"x-sfroute-service": "chat"})
         return await self.echo(request)
 
     async def refuse(self, websocket: WebSocket) -> None:
@@ -126,7 +126,8 @@ class Fleet:
 
     async def report(self, *pods: int) -> None:
         for pod in pods:
-            await self._router.set_service_state(self._namespace, "chat", pod, "Running")
+            state = json.dumps({"status": "Running", "address": f"127.0.0.1:{pod}"})
+            await self._router.set_service_state(self._namespace, "chat", pod, state)
 
     async def link(self, uid: str, pod: int) -> None:
         await self._router.set_linked_pod(self._namespace, uid, "chat", pod)
@@ -169,7 +170,6 @@ async def fleet(
         namespace=sfroute_namespace,
         service="chat",
         uid=HeaderUid("x-user-id"),
-        address="http://127.0.0.1:{pod}",
     )
     router = await exits.enter_async_context(AsyncRouter.from_url(sfroute_cluster.url))
     site = await exits.enter_async_context(serving(create_app(settings)))
@@ -266,6 +266,25 @@ async def test_a_pod_that_refuses_loses_the_user(fleet: Fleet, exits: AsyncExitS
     assert await fleet.pod_of("ada") == alive
 
 
+async def test_new_users_avoid_a_pod_that_does_not_take_connections(
+    fleet: Fleet, exits: AsyncExitStack
+) -> None:
+    alive, _ = await fleet.start(exits)
+    # Its queue is full, so the kernel drops whoever else wants to connect.
+    silent = exits.enter_context(closing(socket.socket()))
+    silent.bind(("127.0.0.1", 0))
+    silent.listen(0)
+    waiting = exits.enter_context(closing(socket.socket()))
+    waiting.connect(silent.getsockname())
+    await fleet.report(alive, silent.getsockname()[1])
+    await fleet.link("ada", silent.getsockname()[1])
+    assert (await fleet.site.http.post("/", headers=ADA)).status_code == 504
+    # The user may be there, and stays; nobody else comes.
+    assert await fleet.pod_of("ada") == silent.getsockname()[1]
+    for user in range(20):
+        assert (await fleet.site.get("/", headers={"x-user-id": f"u{user}"})).status_code == 200
+
+
 async def test_when_nobody_listens_it_is_502_or_503(fleet: Fleet) -> None:
     dead = closed_port()
     await fleet.report(dead)
@@ -280,7 +299,7 @@ async def test_a_user_who_is_another_pods_is_looked_up_afresh(
 ) -> None:
     (right, _), (wrong, pod) = await fleet.start(exits), await fleet.start(exits)
     await fleet.report(right, wrong)
-    for content, status in ((b"", 200), (b"cannot be sent twice", 503)):
+    for content, status in ((b"", 200), (b"sent twice", 200), (b"x" * 70_000, 503)):
         pod.moves = [right]
         await fleet.link("ada", wrong)
         response = await fleet.site.http.post("/not-mine", headers=ADA, content=content)
@@ -374,7 +393,6 @@ def test_it_is_told_by_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         namespace="default",
         service="chat",
         uid=HeaderUid("x-user-id"),
-        address="http://{service}-{pod}.{service}.{namespace}.svc:8080",
     )
     for text, uid in [
         ("cookie:session", CookieUid("session")),
@@ -384,10 +402,37 @@ def test_it_is_told_by_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         assert Settings.from_environment().uid == uid
 
 
-def test_the_address_of_a_pod_is_a_template() -> None:
-    address = Settings(
-        "", "production", "chat", HeaderUid("x"), "http://{service}-{pod}.{namespace}:1"
-    ).address
-    assert httpx.URL(address.format(namespace="production", service="chat", pod=3)) == (
-        "http://chat-3.production:1"
-    )
+@pytest.mark.parametrize(
+    ("address", "base"),
+    [
+        ("10.0.3.7:8080", "http://10.0.3.7:8080"),
+        ("[fd00::7]:8080", "http://[fd00::7]:8080"),
+        ("chat-2.chat:80", "http://chat-2.chat"),
+    ],
+)
+def test_the_address_of_a_pod_is_a_host_and_a_port(address: str, base: str) -> None:
+    assert str(base_of(address)) == base
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *(None, "", "10.0.3.7:8080/admin", "10.0.3.7?x", "user@10.0.3.7:1", "10.0.3.7:1#x"),
+        *("http://10.0.3.7:8080", "10.0.3.7:99999", "[::1", "/run/pod.sock"),
+    ],
+)
+def test_nothing_else_is_asked(address: str | None) -> None:
+    with pytest.raises(NoAddress):
+        base_of(address)
+
+
+async def test_whose_pod_says_no_address_is_told_to_come_back(
+    fleet: Fleet, sfroute_cluster: LocalCluster, sfroute_namespace: str
+) -> None:
+    async with AsyncRouter.from_url(sfroute_cluster.url) as router:
+        await router.set_service_state(sfroute_namespace, "chat", 3, "Running")
+    response = await fleet.site.http.get("/", headers=ADA)
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    with pytest.raises(InvalidStatus) as refused:
+        await fleet.connect("/ws")
+    assert refused.value.response.status_code == 503

@@ -1,4 +1,4 @@
-"""``sfroute doctor``: is everything as the router needs it? Facts are gathered here and judged there, apart."""
+"""``sfroute doctor``: does the router have what it needs? Some modules gather facts, others judge them."""
 
 from .command import doctor
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Annotated, Final
 
@@ -12,15 +15,20 @@ from rich.console import RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from ..._contract.keys import check_service_names
+from ..._fronts.router import AsyncRouter
 from ...config import PlacementConfig
 from ...errors import StoreError
-from ...keys import check_service_names
+from ...telemetry import PodsSeen
 from ...types import Pod
+from ..claims import Flawed
 from ..common import (
     FAILED,
     AsJson,
+    Idle,
     Url,
     as_json_line,
+    complain,
     counted,
     open_router,
     printable,
@@ -28,20 +36,22 @@ from ..common import (
     run,
     show,
 )
-from ..keyspace import Keyspace, look_at_keys
+from ..keyspace import Keyspace, look_at_keys, look_for_namespaces
 from ..nodes import Store, open_store
-from ..pods import router_config
+from ..pods import pods_in_numbers
 from ..progress import counting
-from .data import judge_keys, judge_pods
-from .findings import Check, Finding
+from .data import View, judge_keys, judge_pods
+from .findings import Check, Finding, remedy_of
+from .repair import mend
 from .rights import Kind, gather_rights, judge_rights, rights
-from .router import gather_router, judge_router
+from .router import gather_router, hurried, judge_router
 from .server_facts import gather_servers
 from .servers import judge_servers
 
 __all__ = ["doctor"]
 
 _COLOURS: Final = {"ok": "green", "skipped": "dim", "warning": "yellow", "error": "bold red"}
+_SILENCE_SECONDS: Final = 1.0
 _NO_NAMESPACE: Final = "sfroute-doctor"
 
 
@@ -52,7 +62,7 @@ def doctor(
         typer.Option(
             "--namespace",
             envvar="SFROUTE_NAMESPACE",
-            help="Whose keys and pods to look at; without it only the servers are looked at.",
+            help="The namespace whose keys and pods to check; without it only the servers are checked.",
         ),
     ] = "",
     service: Annotated[
@@ -60,7 +70,7 @@ def doctor(
         typer.Option(
             "--service",
             envvar="SFROUTE_SERVICE",
-            help="With --no-keys, whose pods to look at; otherwise all services that are found.",
+            help="With --no-keys, the service whose pods to check; otherwise all services that are found.",
         ),
     ] = "",
     keys: Annotated[
@@ -68,7 +78,9 @@ def doctor(
     ] = True,
     user: Annotated[
         Kind,
-        typer.Option("--user", help="What the URL's user is there for: whose rights it must have."),
+        typer.Option(
+            "--user", help="The role of the URL's user, which decides the rights it must have."
+        ),
     ] = Kind.OPERATOR,
     show_uids: Annotated[
         bool, typer.Option("--show-uids", help="Name keys in full. They contain uids.")
@@ -76,34 +88,61 @@ def doctor(
     pod_timeout: Annotated[
         float,
         typer.Option(
-            min=0.1, help="Seconds of silence after which the gateways take a pod for dead."
+            min=0.1,
+            help="Seconds of silence after which gateways treat a pod without a lease as dead.",
         ),
     ] = PlacementConfig().pod_timeout,
+    idle: Idle = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings too.")] = False,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair",
+            help="Restore evicted links and hash entries, and end orphaned claims. It asks first.",
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --repair: do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Look for what is wrong with the store, the rights, the keys and the pods, and say what to do about it.
+    """Check the store, the rights, the keys and the pods, and say what is wrong and what to do about it.
 
-    Nothing is changed. Exit code 1: there are errors. Warnings alone end with 0, unless --strict is given.
+    It changes nothing, unless --repair is given. Exit code 1: there are errors. With warnings alone it is 0, unless
+    --strict is given.
     """
     require(url=url)
     if namespace:
         check_service_names(namespace, service or "any")
-    request = _Request(url, namespace, service, keys, user, show_uids, pod_timeout)
-    checks = run(_examine(request))
-    if as_json:
-        for check in checks:
-            sys.stdout.write(as_json_line(check.fields()))
-    else:
-        _write(checks)
-    verdicts = {check.verdict for check in checks}
+    if repair and not (namespace and keys):
+        raise typer.BadParameter("it needs --namespace and all keys", param_hint="--repair")
+    if idle is not None and not (namespace and keys):
+        raise typer.BadParameter("it needs --namespace and all keys", param_hint="--idle")
+    request = _Request(url, namespace, service, keys, user, show_uids, pod_timeout, idle)
+    patient = Patient()
+    run(_tell(request, patient, as_json=as_json))
+    if repair:
+        mend(request.url, namespace, patient.flawed, yes=yes, as_json=as_json)
+    verdicts = patient.verdicts
     if "error" in verdicts or (strict and "warning" in verdicts):
         raise typer.Exit(FAILED)
 
 
+@dataclass(slots=True)
+class Patient:
+    """The findings so far.
+
+    Attributes:
+        verdicts: of all checks.
+        flawed: what a repair can mend.
+    """
+
+    verdicts: Counter[str] = field(default_factory=Counter)
+    findings: Counter[str] = field(default_factory=Counter)
+    flawed: list[Flawed] = field(default_factory=list)
+
+
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What shall be looked at."""
+    """What to examine."""
 
     url: str = field(repr=False)
     namespace: str
@@ -112,91 +151,139 @@ class _Request:
     user: Kind
     show_uids: bool
     pod_timeout: float
+    idle: float | None
 
 
-async def _examine(request: _Request) -> list[Check]:
+async def _tell(request: _Request, patient: Patient, *, as_json: bool) -> None:
+    """Write each check as soon as it is made."""
+    waiting = asyncio.get_running_loop().call_later(
+        _SILENCE_SECONDS, complain, "asking the servers; one that does not answer takes a while"
+    )
+    async with aclosing(_examine(request, patient)) as checks:
+        async for check in checks:
+            waiting.cancel()
+            patient.verdicts[check.verdict] += 1
+            patient.findings.update(finding.severity for finding in check.findings)
+            if as_json:
+                sys.stdout.write(as_json_line(check.fields()))
+            else:
+                _write(check)
+            sys.stdout.flush()
+    if not as_json:
+        errors, warnings = (patient.findings[severity] for severity in ("error", "warning"))
+        show(Text(f"{counted(errors, 'error')}, {counted(warnings, 'warning')}", style="bold"))
+
+
+async def _examine(request: _Request, patient: Patient) -> AsyncGenerator[Check]:
     # That no server answers is a finding too.
     try:
         async with open_store(request.url) as store:
             servers = await gather_servers(store)
-            checks = judge_servers(
+            for check in judge_servers(
                 servers,
                 cluster=store.cluster,
                 silent=store.silent,
                 pod_timeout=request.pod_timeout,
-            )
+            ):
+                yield check
             # Nothing more is asked of those that do not answer: each question would wait in vain.
-            dead = {facts.address for facts in servers if facts.trouble is not None}
-            store.nodes = [node for node in store.nodes if node.address not in dead]
-            return checks + await _examine_use(request, store)
+            unseen = {
+                facts.address: facts.trouble for facts in servers if facts.trouble is not None
+            }
+            missing = {
+                str(node.address): unseen[node.address]
+                for node in store.primaries
+                if node.address in unseen
+            }
+            store.nodes = [node for node in store.nodes if node.address not in unseen]
+            async with aclosing(_examine_use(request, store, missing, patient)) as checks:
+                async for check in checks:
+                    yield check
     except StoreError as error:
         finding = Finding(
             "error", str(error), "check the URL, that the servers run, user name and password"
         )
-        return [Check("servers", "the store cannot be used", (finding,))]
+        yield Check("servers", "the store cannot be used", (finding,))
 
 
-async def _examine_use(request: _Request, store: Store) -> list[Check]:
+async def _examine_use(
+    request: _Request, store: Store, missing: Mapping[str, str], patient: Patient
+) -> AsyncGenerator[Check]:
+    """``missing``: the primaries that do not answer, and why. Nothing of theirs is seen."""
     namespace = request.namespace
     if not namespace:
-        checks = judge_router(await gather_router(request.url, _NO_NAMESPACE, store))
+        for check in judge_router(await gather_router(request.url, _NO_NAMESPACE, store)):
+            yield check
         why = "without --namespace they are not looked at"
-        return [*checks, Check("data", f"rights, keys and pods: {why}", skipped=True)]
+        yield Check("data", f"rights, keys and pods: {why}", skipped=True)
+        return
     wanted = rights(namespace, request.user, cluster=store.cluster)
-    checks = [judge_rights(await gather_rights(store, wanted))]
-    checks += judge_router(await gather_router(request.url, namespace, store))
+    yield judge_rights(await gather_rights(store, wanted))
+    for check in judge_router(await gather_router(request.url, namespace, store)):
+        yield check
     seen = Keyspace()
     if request.keys:
-        seen = await _look(store, namespace)
-        checks.append(judge_keys(seen, show_uids=request.show_uids))
-    services, unread = await _pods(request, seen)
+        seen = await _look(store, namespace, request.idle)
+        seen.missing.update(missing)
+        patient.flawed = seen.repairable
+        others = [] if seen.scanned or not seen.complete else await look_for_namespaces(store)
+        yield judge_keys(seen, namespace, others, show_uids=request.show_uids)
+    found, numbers, unread = await _pods(request, seen)
     links = seen.links if request.keys else None
-    checks += judge_pods(services, links, request.pod_timeout)
-    return [*checks, Check("states", "not all could be read", unread)] if unread else checks
+    view = View(
+        namespace,
+        found,
+        unread,
+        numbers,
+        complete=seen.complete and not missing,
+        idle=seen.idle if request.idle is not None else None,
+        idle_untold=seen.idle_untold,
+    )
+    for check in judge_pods(view, links, request.pod_timeout):
+        yield check
 
 
-async def _look(store: Store, namespace: str) -> Keyspace:
+async def _look(store: Store, namespace: str, idle: float | None) -> Keyspace:
     with counting("looking at keys", await store.key_count()) as progress:
-        return await look_at_keys(store, namespace, progress)
+        return await look_at_keys(store, namespace, progress, idle)
 
 
 async def _pods(
     request: _Request, seen: Keyspace
-) -> tuple[Mapping[str, Mapping[int, Pod]], tuple[Finding, ...]]:
-    """The pods of each service, and what there was in the way."""
+) -> tuple[Mapping[str, Mapping[int, Pod]], Mapping[str, PodsSeen], tuple[Finding, ...]]:
+    """The pods of each service, the same in numbers, and what prevented a look at them."""
     names = seen.services | {name for name, _ in seen.links}
-    if request.service and not request.keys:
+    if request.service and (not request.keys or not seen.complete):
         names.add(request.service)
     found: dict[str, Mapping[int, Pod]] = {}
-    findings: list[Finding] = []
+    numbers: dict[str, PodsSeen] = {}
+
+    async def ask(router: AsyncRouter, name: str) -> Finding | None:
+        try:
+            found[name] = await router.get_pods(request.namespace, name, fresh=True)
+            if (seen := pods_in_numbers(router, request.namespace, name)) is not None:
+                numbers[name] = seen
+        except StoreError as error:
+            return Finding("error", f"service {name!r}: {error}", remedy_of(error))
+        return None
+
     try:
-        async with open_router(request.url, router_config(request.pod_timeout)) as router:
-            for name in sorted(names):
-                try:
-                    found[name] = await router.get_pods(request.namespace, name, fresh=True)
-                except StoreError as error:
-                    findings.append(Finding("error", str(error), "see the keys and the rights"))
+        async with open_router(request.url, hurried(request.pod_timeout)) as router:
+            told = await asyncio.gather(*(ask(router, name) for name in sorted(names)))
     except StoreError as error:
-        findings.append(Finding("error", str(error), "see the servers"))
-    return found, tuple(findings)
+        return {}, {}, (Finding("error", str(error), remedy_of(error)),)
+    return found, numbers, tuple(finding for finding in told if finding is not None)
 
 
-def _write(checks: list[Check]) -> None:
-    parts: list[RenderableType] = []
-    for check in checks:
-        verdict = check.verdict
-        line = Text()
-        line.append(f"{verdict:<9}", style=_COLOURS[verdict])
-        line.append(f"{check.name:<10}", style="bold")
-        line.append(printable(check.summary))
-        parts.append(line)
-        for finding in check.findings:
-            text = Text(printable(finding.text))
-            text.append(f"\n-> {printable(finding.remedy)}", style="italic")
-            parts.append(Padding(text, (0, 0, 0, 9)))
-    errors, warnings = (
-        sum(finding.severity == severity for check in checks for finding in check.findings)
-        for severity in ("error", "warning")
-    )
-    parts.append(Text(f"{counted(errors, 'error')}, {counted(warnings, 'warning')}", style="bold"))
+def _write(check: Check) -> None:
+    verdict = check.verdict
+    line = Text()
+    line.append(f"{verdict:<9}", style=_COLOURS[verdict])
+    line.append(f"{check.name:<10}", style="bold")
+    line.append(printable(check.summary))
+    parts: list[RenderableType] = [line]
+    for finding in check.findings:
+        text = Text(printable(finding.text))
+        text.append(f"\n-> {printable(finding.remedy)}", style="italic")
+        parts.append(Padding(text, (0, 0, 0, 9)))
     show(*parts)

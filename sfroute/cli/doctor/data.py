@@ -1,45 +1,86 @@
-"""The keys and the pods: is what is stored what the contract says, and is there somebody behind each link? Pure."""
+"""The keys and the pods: do the stored keys follow the contract, and does each link lead to a living pod? Pure."""
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from functools import partial
 from typing import Final
 
-from ...replies import masked_key
-from ...states import ROUTABLE, gone
+from ..._contract.pod_states import ROUTABLE, gone, rejections
+from ..._contract.replies import masked_key
+from ..._pods.policies import capacity_of
+from ...telemetry import PodsSeen
 from ...types import UNKNOWN, Pod
 from ..common import at_service, counted
 from ..keyspace import FLAWS, Keyspace
+from ..pods import in_numbers
 from .findings import Check, Finding, listed
 
 __all__ = ["judge_keys", "judge_pods"]
 
-_REPAIR: Final = "write the link again (sfroute link set --service NAME), which mends both keys"
+_REPAIR: Final = "mend them: sfroute doctor --repair"
 _REMEDIES: Final = {
     "type": "find out who writes it, and delete the key (DEL): no call on it works",
     "value": "find out who writes it, and delete the key (DEL): no call on it works",
     "unlisted": _REPAIR,
     "differs": _REPAIR,
     "temporary": "write the link again, or remove it: sfroute link set or remove, with --service NAME",
-    "orphan": "sfroute link remove --service NAME, which clears the entry",
+    "orphan": "the store has evicted the links, or a program has deleted their keys. To have them back: "
+    "sfroute doctor --repair",
+    "unlinked": "the store has lost the link, or a program that knows no claims has removed it. To end the claims: "
+    "sfroute doctor --repair",
+    "elsewhere": "a program that knows no claims has moved the link. To end the claims: sfroute doctor --repair",
+    "record": "find out who writes it, and delete the key (DEL): no pod can claim the uid",
+    "name": "another program writes them. Let it refuse such names, move its users to others, and delete the keys",
 }
-_ERRORS: Final = frozenset({"type", "value"})
+_ERRORS: Final = frozenset({"type", "value", "record", "name"})
+UNEVEN_SHARE: Final = 0.5
+UNEVEN_DEVIATIONS: Final = 3.0
+"""A pod has too many or too few links if it is beyond both: this share of its fair number, and this many standard
+deviations of random placement."""
+_NEVER_NAMED: Final = frozenset({"name"})
+"""Nobody can say where the uid ends in such a key, so it cannot be masked."""
 
 
-def judge_keys(seen: Keyspace, *, show_uids: bool) -> Check:
-    """Keys that no program of the contract has written so."""
+def judge_keys(
+    seen: Keyspace, namespace: str, namespaces: Sequence[str], *, show_uids: bool
+) -> Check:
+    """Keys that no program of the contract writes. ``namespaces``: those that exist, if this one is empty."""
     findings = []
+    if not seen.scanned and seen.complete:
+        likely = sorted(namespaces, key=partial(_likeness, namespace), reverse=True)
+        there = f"those that have keys: {listed(likely, 10)}" if likely else "no other has"
+        findings.append(
+            Finding(
+                "warning",
+                f"namespace {namespace!r} has no keys; {there}",
+                "correct --namespace (SFROUTE_NAMESPACE), or start the pods that report in it",
+            )
+        )
     for flaw, words in FLAWS.items():
         if flaw not in seen.flaws:
             continue
         found = seen.flaws[flaw]
         names = found.keys if show_uids else list(dict.fromkeys(map(masked_key, found.keys)))
+        shown = "" if flaw in _NEVER_NAMED and not show_uids else f", such as {listed(names)}"
         findings.append(
             Finding(
                 "error" if flaw in _ERRORS else "warning",
-                f"{words}: {found.count:,}, such as {listed(names)}",
-                _REMEDIES[flaw] + ("" if show_uids else "; --show-uids names some of them"),
+                f"{words}: {found.count:,}{shown}",
+                _remedy(flaw, namespace)
+                + ("" if show_uids else "; --show-uids names some of them"),
+            )
+        )
+    if seen.refused:
+        findings.append(
+            Finding(
+                "warning",
+                f"{counted(seen.refused, 'claim record')} could not be read",
+                "give the right to GET on sf:own:*; docs/how-to/secure.md has the whole rule",
             )
         )
     for server, why in seen.unread.items():
@@ -50,40 +91,124 @@ def judge_keys(seen: Keyspace, *, show_uids: bool) -> Check:
                 "give the right to SCAN" if why == "NOPERM" else "see above, and run it again",
             )
         )
+    for server, why in seen.missing.items():
+        findings.append(
+            Finding(
+                "error",
+                f"nothing is known of the keys of {server}, which does not answer ({why})",
+                "bring it back, and run it again",
+            )
+        )
     if seen.moved:
         findings.append(
             Finding(
                 "warning",
-                f"{seen.moved:,} keys moved to another server and were not looked at",
+                f"not looked at, since moved to another server: {counted(seen.moved, 'key')}",
                 "run it again when no slot is on the move",
             )
         )
     total = sum(seen.links.values())
     summary = f"{counted(seen.scanned, 'key')}, {counted(total, 'link')}, {seen.temporary:,} of them temporary"
+    if not seen.complete:
+        summary = f"not all could be seen: {summary}"
+    if seen.claims:
+        summary += f", {counted(seen.claims, 'claim')}"
     return Check("keys", summary, tuple(findings))
 
 
+def _likeness(mistyped: str, name: str) -> float:
+    return SequenceMatcher(None, mistyped, name).ratio()
+
+
+def _remedy(flaw: str, namespace: str) -> str:
+    repair = "sfroute doctor --repair"
+    return _REMEDIES[flaw].replace(repair, f"{repair} --namespace {shlex.quote(namespace)}")
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The pods that were found.
+
+    Attributes:
+        namespace: where they are.
+        services: service -> its pods.
+        unread: what there was in the way of seeing others.
+        numbers: service -> its pods in numbers, as metrics have them.
+        complete: all primaries were asked, so no service is missing.
+        idle: how many of the links are idle; None if that was not asked.
+        idle_untold: why a server did not tell it of some; empty if it did.
+    """
+
+    namespace: str
+    services: Mapping[str, Mapping[int, Pod]]
+    unread: tuple[Finding, ...] = ()
+    numbers: Mapping[str, PodsSeen] = field(default_factory=dict)
+    complete: bool = True
+    idle: int | None = None
+    idle_untold: str = ""
+
+    def command(self, words: str, service: str) -> str:
+        """A command to type. It works on this service whatever the environment says."""
+        return f"{at_service(words, service)} --namespace {shlex.quote(self.namespace)}"
+
+
 def judge_pods(
-    services: Mapping[str, Mapping[int, Pod]],
-    links: Mapping[tuple[str, int], int] | None,
-    pod_timeout: float,
+    view: View, links: Mapping[tuple[str, int], int] | None, pod_timeout: float
 ) -> list[Check]:
-    """Pods that are silent or cannot be read, and links that lead to nobody (None: they were not looked at)."""
-    findings: list[Finding] = []
+    """Pods that are silent or cannot be read, and links that lead to nobody (None: they were not examined)."""
+    services = view.services
+    findings: list[Finding] = [*view.unread]
     for service, pods in sorted(services.items()):
-        findings += _of_service(service, pods, pod_timeout)
+        findings += _of_service(view, service, pods, pod_timeout)
     count = sum(len(pods) for pods in services.values())
-    pods_check = Check(
-        "pods",
-        f"{counted(count, 'pod')} of {counted(len(services), 'service')}",
-        tuple(findings),
-    )
+    summary = f"{counted(count, 'pod')} of {counted(len(services), 'service')}"
+    partial = "" if view.complete else "not all could be seen: "
+    checks = [
+        Check(
+            "pods",
+            partial + summary + _statuses(view.numbers.values()),
+            tuple(findings),
+            skipped=not view.complete,
+            numbers={service: in_numbers(seen) for service, seen in view.numbers.items()},
+        ),
+    ]
     if links is None:
-        return [pods_check, Check("links", "not looked at (--no-keys)", skipped=True)]
-    return [pods_check, _links(services, links, pod_timeout)]
+        return [*checks, Check("links", "not looked at (--no-keys)", skipped=True)]
+    found = _links(view, links, pod_timeout)
+    total = counted(sum(links.values()), "link")
+    if view.idle is not None:
+        total += f", {view.idle:,} of them idle"
+    if view.idle:
+        found.append(
+            Finding(
+                "warning",
+                f"{counted(view.idle, 'link')} without end, which nobody has used for as long as --idle says",
+                "remove them: sfroute prune with the same --idle and a --service",
+            )
+        )
+    if view.idle_untold:
+        found.append(
+            Finding(
+                "warning",
+                f"idle links could not all be counted ({view.idle_untold})",
+                "give the right to OBJECT IDLETIME; servers with an LFU policy do not know it",
+            )
+        )
+    return [*checks, Check("links", partial + total, tuple(found), skipped=not view.complete)]
 
 
-def _of_service(service: str, pods: Mapping[int, Pod], pod_timeout: float) -> list[Finding]:
+def _statuses(numbers: Iterable[PodsSeen]) -> str:
+    statuses, routable = Counter[str](), 0
+    for seen in numbers:
+        statuses.update(seen.statuses)
+        routable += seen.routable
+    told = ", ".join(f"{count} {status}" for status, count in statuses.items() if count)
+    return f" ({told}); {routable} take new users" if told else ""
+
+
+def _of_service(
+    view: View, service: str, pods: Mapping[int, Pod], pod_timeout: float
+) -> list[Finding]:
     findings = []
     dead = gone(pods, pod_timeout)
     silent = [
@@ -98,7 +223,7 @@ def _of_service(service: str, pods: Mapping[int, Pod], pod_timeout: float) -> li
             "warning",
             f"pod {pod.id} of {service!r} is silent: its last heartbeat was {pod.age:.0f} s ago",
             "see whether it runs and reaches the store; if it is gone for good, "
-            + at_service(f"state set {pod.id} Stopped", service),
+            + view.command(f"state set {pod.id} Stopped", service),
         )
         for pod in silent
     ]
@@ -124,17 +249,14 @@ def _of_service(service: str, pods: Mapping[int, Pod], pod_timeout: float) -> li
             Finding(
                 "error",
                 f"no pod of {service!r} takes new users: route() fails for them",
-                f"start one; to see why each does not: {at_service('pods', service)}",
+                f"start one; to see why each does not: {view.command('pods', service)}",
             )
         )
     return findings
 
 
-def _links(
-    services: Mapping[str, Mapping[int, Pod]],
-    links: Mapping[tuple[str, int], int],
-    pod_timeout: float,
-) -> Check:
+def _links(view: View, links: Mapping[tuple[str, int], int], pod_timeout: float) -> list[Finding]:
+    services = view.services
     findings = []
     lost: Counter[str] = Counter()
     for (service, pod), count in sorted(links.items()):
@@ -152,9 +274,10 @@ def _links(
                     "warning",
                     f"{counted(count, 'link')} of {service!r} to pod {pod}, which is dead ({why})",
                     "each is moved when its user is next routed; all of them now: "
-                    + at_service(f"evacuate {pod}", service),
+                    + view.command(f"evacuate {pod}", service),
                 )
             )
+    findings += _imbalances(view, links, pod_timeout)
     findings += [
         Finding(
             "warning",
@@ -163,4 +286,33 @@ def _links(
         )
         for service, count in lost.items()
     ]
-    return Check("links", counted(sum(links.values()), "link"), tuple(findings))
+    return findings
+
+
+def _imbalances(
+    view: View, links: Mapping[tuple[str, int], int], pod_timeout: float
+) -> list[Finding]:
+    """Services whose users are spread more unevenly than chance explains."""
+    findings = []
+    for service, pods in sorted(view.services.items()):
+        rejected = rejections(pods, gone(pods, pod_timeout))
+        takers = [pod for pod in pods.values() if pod.id not in rejected]
+        share = sum(map(capacity_of, takers))
+        total = sum(links.get((service, pod.id), 0) for pod in takers)
+        odd = []
+        for pod in takers:
+            fair, has = total * capacity_of(pod) / share, links.get((service, pod.id), 0)
+            apart = abs(has - fair)
+            if apart > UNEVEN_SHARE * fair and apart > UNEVEN_DEVIATIONS * fair**0.5:
+                odd.append((apart, f"pod {pod.id} has {has:,} instead of about {fair:,.0f}"))
+        if odd:
+            worst = [words for _, words in sorted(odd, reverse=True)]
+            findings.append(
+                Finding(
+                    "warning",
+                    f"the links of {service!r} are spread unevenly: {listed(worst)}",
+                    "new users go to the pods with least if these report loads; to move users of the pods that have "
+                    "too many: " + view.command("rebalance", service),
+                )
+            )
+    return findings

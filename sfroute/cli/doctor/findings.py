@@ -1,19 +1,21 @@
-"""What a check says."""
+"""The results of checks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-__all__ = ["Check", "Finding", "listed"]
+from ...errors import StoreUnavailable
+
+__all__ = ["Check", "Finding", "listed", "remedy_of"]
 
 Severity = Literal["error", "warning"]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is not as it should be.
+    """Something that is wrong.
 
     Attributes:
         severity: ``"error"``: calls fail, or users are sent astray; ``"warning"``: it works, with less than it could.
@@ -35,16 +37,18 @@ class Check:
         summary: what was looked at, and what was seen.
         findings: what is not as it should be.
         skipped: it could not be done; ``summary`` says why.
+        numbers: what JSON has in addition; None: nothing.
     """
 
     name: str
     summary: str
     findings: tuple[Finding, ...] = ()
     skipped: bool = False
+    numbers: Mapping[str, Any] | None = None
 
     @property
     def verdict(self) -> Literal["ok", "skipped", "warning", "error"]:
-        """The worst of it."""
+        """The worst level among the findings."""
         severities = {finding.severity for finding in self.findings}
         if "error" in severities:
             return "error"
@@ -59,10 +63,17 @@ class Check:
             "verdict": self.verdict,
             "summary": self.summary,
             "findings": [asdict(finding) for finding in self.findings],
-        }
+        } | ({} if self.numbers is None else {"numbers": dict(self.numbers)})
 
 
 def listed(names: Sequence[object], most: int = 4) -> str:
     """A few of the names, and how many more there are."""
     shown = ", ".join(str(name) for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def remedy_of(error: Exception) -> str:
+    """What to do about a call that failed."""
+    if isinstance(error, StoreUnavailable):
+        return "see what is said of the servers above"
+    return "see what is said of the rights and the keys"

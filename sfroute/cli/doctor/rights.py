@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from ...keys import link_key, link_prefix, operation_key, state_key, workload_key
+from ..._contract.keys import (
+    claim_key,
+    link_key,
+    link_prefix,
+    operation_key,
+    rebalance_key,
+    state_key,
+    workload_key,
+)
+from ..common import counted
 from ..nodes import Node, Store, code_of
 from .findings import Check, Finding, listed
 
@@ -22,7 +31,7 @@ _NOBODY: Final = "sfroute-doctor"
 
 
 class Kind(StrEnum):
-    """What the user of the URL is there for: docs/how-to/secure.md has a rule for each."""
+    """The purpose of the URL's user. docs/how-to/secure.md has a rule for each."""
 
     GATEWAY = "gateway"
     POD = "pod"
@@ -31,7 +40,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Right:
-    """A right, and what it is for.
+    """A right, and its purpose.
 
     Attributes:
         command: what is asked for, on keys that nobody has.
@@ -55,10 +64,14 @@ class Right:
 
 
 def _kind(key: str) -> str:
+    if key.startswith("sf:own:"):
+        return "claim records (sf:own:*)"
     if key.startswith("sf:op:"):
         return "operation records (sf:op:*)"
     if ":state:" in key:
         return "states"
+    if ":rebalance:" in key:
+        return "the turns of rebalances"
     if ":workload:" in key:
         return "workload states"
     return "the hashes of uids" if key.endswith("}") else "links"
@@ -67,33 +80,40 @@ def _kind(key: str) -> str:
 def rights(namespace: str, kind: Kind, *, cluster: bool) -> list[Right]:
     """Everything that the commands and scripts of such a program do."""
     link, links = link_key(namespace, _NOBODY, _NOBODY), link_prefix(namespace, _NOBODY)
-    record = operation_key(namespace, _NOBODY, "0")
+    record, claim = operation_key(namespace, _NOBODY, "0"), claim_key(namespace, _NOBODY, _NOBODY)
+    turn = rebalance_key(namespace, _NOBODY)
     state, workload = state_key(namespace, _NOBODY), workload_key(namespace, _NOBODY)
     look_ups, scripts, pods = "looking links up", "writing links", "knowing the pods"
-    heartbeats, evacuation = "heartbeats", "evacuation"
+    heartbeats, evacuation, claims = "heartbeats", "evacuation", "claiming users for a pod"
     reporting = frozenset({Kind.POD, Kind.OPERATOR})
     routing = frozenset({Kind.GATEWAY, Kind.OPERATOR})
     operating = frozenset({Kind.OPERATOR})
     found = [
-        Right(("CLIENT", "SETNAME", "x"), "connecting"),
         Right(("PING",), "telling a dead server from one that refuses", needed=False),
         Right(("GET", link), look_ups),
         Right(("PTTL", link), look_ups),
-        Right(("HGETALL", links), look_ups),
+        Right(("HGETALL", links), look_ups, kinds=routing),
         Right(("EVALSHA", "0" * 40, "1", link), scripts),
         Right(("EVAL", "", "1", link), scripts),
-        Right(("SCRIPT", "LOAD", ""), "sending each script once, not each time", needed=False),
         Right(("SET", link, "0"), scripts),
         Right(("DEL", link), scripts),
         Right(("EXPIRE", link, "1"), scripts),
-        Right(("PEXPIRE", link, "1"), scripts),
+        Right(("PEXPIRE", link, "1"), scripts, kinds=routing),
         Right(("PERSIST", link), "making a link persistent again", kinds=routing),
         Right(("HSET", links, _NOBODY, "0"), scripts),
         Right(("HDEL", links, _NOBODY), scripts),
-        Right(("HEXISTS", links, _NOBODY), scripts),
+        Right(("HEXISTS", links, _NOBODY), scripts, kinds=routing),
+        Right(("HGET", links, _NOBODY), claims, kinds=reporting),
+        Right(("GET", claim), claims, kinds=reporting),
+        Right(("SET", claim, "0"), claims, kinds=reporting),
+        Right(("PTTL", claim), claims, kinds=reporting),
+        Right(("EXPIRE", claim, "1"), claims, kinds=reporting),
+        Right(("PEXPIRE", claim, "1"), claims, kinds=reporting),
+        Right(("PERSIST", claim), claims, kinds=reporting),
         Right(("GET", record), scripts),
         Right(("SET", record, "0"), scripts),
         Right(("PEXPIRE", record, "1"), scripts),
+        Right(("PTTL", record), "handing users over", kinds=reporting),
         Right(("EVALSHA", "0" * 40, "1", state), pods),
         Right(("TIME",), pods),
         Right(("HGET", state, "0"), pods),
@@ -108,8 +128,13 @@ def rights(namespace: str, kind: Kind, *, cluster: bool) -> list[Right]:
             "hearing of changes: answers are cached for half a second only",
             needed=False,
         ),
+        Right(("INFO", "replication"), "noticing a primary that has lost its data", needed=False),
         Right(("WAIT", "1", "1"), "RouterConfig.min_replica_acks", needed=False),
         Right(("SCAN", "0"), evacuation, kinds=operating),
+        *(
+            Right((*words, turn, *more), "rebalancing", kinds=operating)
+            for words, more in ((("GET",), ()), (("SET",), ("0",)), (("DEL",), ()))
+        ),
     ]
     if cluster:
         found += [
@@ -123,7 +148,7 @@ def rights(namespace: str, kind: Kind, *, cluster: bool) -> list[Right]:
 async def gather_rights(
     store: Store, wanted: Sequence[Right]
 ) -> dict[str, Mapping[Right, bool] | str]:
-    """Server -> which rights it gives; or, in a word, why it did not tell."""
+    """Server -> the rights it gives; or, in a word, why it did not say."""
 
     async def ask(node: Node) -> list[Any]:
         return await node.ask_many([("EVAL", _ASK, 0, *right.command) for right in wanted])
@@ -188,7 +213,8 @@ def judge_rights(told: Mapping[str, Mapping[Right, bool] | str]) -> Check:
         return Check("rights", "servers before 7.0 do not tell", tuple(findings), skipped=True)
     if not count and not findings:
         return Check("rights", "no server told", skipped=True)
-    return Check("rights", f"{count} rights at {len(told)} servers", tuple(findings))
+    summary = f"{counted(count, 'right')} at {counted(len(told), 'server')}"
+    return Check("rights", summary, tuple(findings))
 
 
 def acl_name(right: Right) -> str:

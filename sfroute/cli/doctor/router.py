@@ -1,72 +1,87 @@
-"""What a router itself meets: does it hear of changes, do its scripts run? It reads, and writes nothing."""
+"""What a router experiences: is it told of changes, do its scripts run? It reads and writes nothing."""
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
+from ..._contract.keys import link_prefix, slot_of, state_key
+from ..._contract.scripts import SCRIPTS, get_script
+from ...config import RouterConfig
 from ...errors import SfrouteError
-from ...keys import link_prefix, slot_of, state_key
-from ...scripts import SCRIPT_NAMES, SCRIPTS
 from ...types import LaneStats
 from ..common import open_router
-from ..nodes import Node, Store, code_of
-from .findings import Check, Finding, listed
+from ..nodes import SECONDS, Node, Store, code_of
+from ..pods import POD_TIMEOUT, router_config
+from .findings import Check, Finding, listed, remedy_of
 
-__all__ = ["RouterFacts", "gather_router", "judge_router"]
+__all__ = ["RouterFacts", "gather_router", "hurried", "judge_router"]
 
 _NOBODY: Final = "sfroute-doctor"
+_RUN: Final = "statefulGetService"
 _TRIES: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class RouterFacts:
-    """What was seen.
+    """What the router experienced.
 
     Attributes:
         trouble: why the router did not open; None if it did.
-        lanes: its lanes after one look-up at each primary.
-        look_up_trouble: why a look-up failed.
+        lanes: its lanes after one lookup at each primary.
+        look_up_trouble: why a lookup failed.
         script_trouble: why a script failed.
-        loaded: primary -> how many scripts it has loaded; or, in a word, why it did not tell.
+        kept: primary -> 1 if it knows the script that was run at one of them; or, in a word, why it did not tell.
     """
 
     trouble: str | None = None
     lanes: Sequence[LaneStats] = ()
-    look_up_trouble: str | None = None
-    script_trouble: str | None = None
-    loaded: Mapping[str, int | str] = field(default_factory=dict)
+    look_up_trouble: Exception | None = None
+    script_trouble: Exception | None = None
+    kept: Mapping[str, int | str] = field(default_factory=dict)
 
 
 async def gather_router(url: str, namespace: str, store: Store) -> RouterFacts:
     """Open a router as a gateway would, look somebody up at every primary, and run a script that reads."""
-    look_up_trouble = script_trouble = None
+    look_up_trouble: Exception | None = None
     try:
-        async with open_router(url) as router:
-            for uid in _one_for_each(namespace, store.primaries):
-                try:
-                    await router.get_linked_pod(namespace, uid, _NOBODY)
-                except SfrouteError as error:
-                    look_up_trouble = str(error)
-            try:
-                key = state_key(namespace, _NOBODY)
-                await router.execute_script("statefulGetService", [key], [])
-            except SfrouteError as error:
-                script_trouble = str(error)
+        async with open_router(url, hurried()) as router:
+            uids = _one_for_each(namespace, store.primaries)
+            *look_ups, script = await asyncio.gather(
+                *(router.get_linked_pod(namespace, uid, _NOBODY) for uid in uids),
+                router.execute_script(_RUN, [state_key(namespace, _NOBODY)], []),
+                return_exceptions=True,
+            )
+            for answer in look_ups:
+                look_up_trouble = _trouble(answer) or look_up_trouble
+            script_trouble = _trouble(script)
             return RouterFacts(
                 lanes=router.stats().lanes,
                 look_up_trouble=look_up_trouble,
                 script_trouble=script_trouble,
-                loaded=await _loaded(store),
+                kept=await _kept(store),
             )
     except SfrouteError as error:
         return RouterFacts(trouble=str(error))
 
 
+def hurried(pod_timeout: float | None = None) -> RouterConfig:
+    """The configuration of a router that waits no longer than the doctor's other questions do."""
+    config = router_config(POD_TIMEOUT if pod_timeout is None else pod_timeout)
+    return replace(config, retry=replace(config.retry, deadline=SECONDS))
+
+
+def _trouble(answer: object) -> Exception | None:
+    if isinstance(answer, BaseException) and not isinstance(answer, SfrouteError):
+        raise answer
+    return answer if isinstance(answer, SfrouteError) else None
+
+
 def _one_for_each(namespace: str, primaries: Sequence[Node]) -> list[str]:
-    """Uids that nobody has, one in the slots of each primary."""
+    """Uids that nobody has, one for each primary."""
     wanted = list(primaries)
     found = []
     for number in range(_TRIES):
@@ -82,10 +97,9 @@ def _one_for_each(namespace: str, primaries: Sequence[Node]) -> list[str]:
     return found
 
 
-async def _loaded(store: Store) -> dict[str, int | str]:
+async def _kept(store: Store) -> dict[str, int | str]:
     async def ask(node: Node) -> list[int]:
-        shas = [SCRIPTS[name].sha for name in SCRIPT_NAMES]
-        return list(await node.ask("SCRIPT", "EXISTS", *shas))
+        return list(await node.ask("SCRIPT", "EXISTS", get_script(_RUN).sha))
 
     return {
         str(node.address): code_of(reply) if isinstance(reply, BaseException) else sum(reply)
@@ -108,7 +122,11 @@ def _tracking(facts: RouterFacts) -> Check:
     findings = []
     if facts.look_up_trouble is not None:
         findings.append(
-            Finding("error", f"look-ups fail: {facts.look_up_trouble}", "see the rights")
+            Finding(
+                "error",
+                f"lookups fail: {facts.look_up_trouble}",
+                remedy_of(facts.look_up_trouble),
+            )
         )
     untracked = [lane.address for lane in facts.lanes if lane.connected and not lane.tracked]
     if untracked:
@@ -129,21 +147,27 @@ def _scripts(facts: RouterFacts) -> Check:
     findings = []
     if facts.script_trouble is not None:
         findings.append(
-            Finding("error", f"a script does not run: {facts.script_trouble}", "see the rights")
+            Finding(
+                "error",
+                f"a script does not run: {facts.script_trouble}",
+                remedy_of(facts.script_trouble),
+            )
         )
-    counts = {server: count for server, count in facts.loaded.items() if isinstance(count, int)}
-    lacking = [server for server, count in counts.items() if count < len(SCRIPT_NAMES)]
-    if lacking:
+    told = [kept for kept in facts.kept.values() if isinstance(kept, int)]
+    all_told = len(told) == len(facts.kept)
+    if facts.script_trouble is None and all_told and not any(told):
         findings.append(
             Finding(
                 "warning",
-                f"{listed(lacking)} did not keep the scripts: calls send their source each time",
-                "give the right to SCRIPT LOAD, and see who calls SCRIPT FLUSH",
+                "no primary has kept the script that has just run: calls send their source each time",
+                "see who calls SCRIPT FLUSH",
             )
         )
-    summary = f"{len(SCRIPT_NAMES)} scripts; "
-    if counts:
-        summary += f"{len(counts) - len(lacking)} primaries have them all loaded"
+    summary = f"{len(SCRIPTS)} scripts; "
+    if facts.script_trouble is not None:
+        summary += "one that reads does not run"
+    elif any(told):
+        summary += "one that reads has run, and is kept"
     else:
-        summary += "which are loaded is not told (SCRIPT EXISTS)"
+        summary += "one that reads has run" + ("" if all_told else "; SCRIPT EXISTS is refused")
     return Check("scripts", summary, tuple(findings))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ...wire import Address
+from ..._net.connection import Address
 from ..nodes import NODE_ERRORS, Node, Store, code_of
 
 __all__ = ["Clock", "ServerFacts", "gather_servers"]
@@ -32,6 +32,7 @@ class ServerFacts:
         trouble: why it said nothing; None if it did.
         failing: nodes of the cluster that it believes dead.
         clock: None if it could not be read.
+        save: its save points, empty for none; None if it may not be asked.
     """
 
     address: Address
@@ -42,6 +43,7 @@ class ServerFacts:
     cluster_state: str = "ok"
     failing: Sequence[str] = ()
     clock: Clock | None = None
+    save: str | None = None
 
     @property
     def version(self) -> tuple[int, ...]:
@@ -81,6 +83,7 @@ async def gather_servers(store: Store) -> list[ServerFacts]:
             cluster_state=state,
             failing=_failing(nodes),
             clock=clock,
+            save=_save_points(await _or_nothing(node, "CONFIG", "GET", "save")),
         )
 
     return [facts for _, facts in await store.of_each(ask) if not isinstance(facts, BaseException)]
@@ -115,6 +118,14 @@ def _field(reply: Any, name: str) -> str:
     text = reply.decode("utf-8", "replace") if isinstance(reply, bytes) else ""
     found = (line.partition(":") for line in text.splitlines())
     return next((value for field, _, value in found if field == name), "")
+
+
+def _save_points(reply: Any) -> str | None:
+    """From the reply to CONFIG GET; None if it was refused."""
+    values = list(reply.values()) if isinstance(reply, dict) else reply[1:] if reply else []
+    if len(values) != 1:
+        return None
+    return values[0].decode("utf-8", "replace") if isinstance(values[0], bytes) else str(values[0])
 
 
 def _failing(nodes: Any) -> list[str]:

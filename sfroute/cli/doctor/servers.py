@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from ...keys import SLOTS
-from ...wire import Address
+from ..._contract.keys import SLOTS
+from ..._net.connection import Address
 from ..common import counted
 from .findings import Check, Finding, listed
 from .server_facts import ServerFacts
@@ -16,7 +16,7 @@ __all__ = ["judge_servers"]
 TRACKING_SINCE: Final = (7, 0)
 OLDEST: Final = (6, 2)
 _SKEW_SECONDS: Final = 0.5
-"""Ages are told by the clock of whichever server has the states. That much changes nothing in practice."""
+"""Ages go by the clock of the server that has the states. This much changes nothing in practice."""
 
 
 def judge_servers(
@@ -35,6 +35,7 @@ def judge_servers(
         _versions(answering),
         _clocks(answering, pod_timeout),
         _memory(answering),
+        _disks(answering),
     ]
 
 
@@ -78,9 +79,25 @@ def _reachable(servers: Sequence[ServerFacts], silent: Mapping[Address, str]) ->
 
 def _slots(servers: Sequence[ServerFacts], *, cluster: bool) -> Check:
     if not cluster:
-        return Check("slots", "a single server: it has all keys")
+        return _single(servers)
     covered = {slot for server in servers for part in server.slots for slot in part}
+    answered = {
+        slot
+        for server in servers
+        if server.trouble is None
+        for part in server.slots
+        for slot in part
+    }
     findings = []
+    if silent := len(covered) - len(answered):
+        findings.append(
+            Finding(
+                "error",
+                f"{silent} of {SLOTS} slots belong to servers that do not answer; "
+                "their users cannot be routed",
+                "bring the server back, or let a replica of it take over (CLUSTER FAILOVER TAKEOVER)",
+            )
+        )
     if missing := SLOTS - len(covered):
         first = next(slot for slot in range(SLOTS) if slot not in covered)
         findings.append(
@@ -100,7 +117,21 @@ def _slots(servers: Sequence[ServerFacts], *, cluster: bool) -> Check:
                 "see CLUSTER NODES there: a majority of the primaries, and every slot, must be served",
             )
         )
-    return Check("slots", f"{len(covered)} of {SLOTS} slots are served", tuple(findings))
+    return Check("slots", f"{len(answered)} of {SLOTS} slots are served", tuple(findings))
+
+
+def _single(servers: Sequence[ServerFacts]) -> Check:
+    nodes = [server.address for server in servers if server.info.get("cluster_enabled") in (1, "1")]
+    if nodes:
+        finding = Finding(
+            "error",
+            f"{listed(nodes)} is a node of a cluster: alone it has only some of the keys",
+            "begin the URL with redis+cluster:// (or rediss+cluster://)",
+        )
+        return Check("slots", "the URL is that of a single server", (finding,))
+    if all(server.trouble is not None for server in servers):
+        return Check("slots", "the server does not answer", skipped=True)
+    return Check("slots", "a single server: it has all keys")
 
 
 def _replicas(servers: Sequence[ServerFacts]) -> Check:
@@ -200,7 +231,7 @@ def _clocks(servers: Sequence[ServerFacts], pod_timeout: float) -> Check:
 
 def _memory(servers: Sequence[ServerFacts]) -> Check:
     findings = []
-    known = [server for server in servers if "maxmemory" in server.info and server.primary]
+    known = [server for server in servers if "maxmemory" in server.info]
     if not known:
         return Check("memory", "no server tells its limits (INFO)", skipped=True)
     for server in known:
@@ -208,13 +239,49 @@ def _memory(servers: Sequence[ServerFacts]) -> Check:
         limit = int(server.info["maxmemory"])
         if limit and policy != "noeviction":
             evicted = int(server.info.get("evicted_keys", 0))
+            # The others throw away only what has an expiry.
+            every = policy.startswith("allkeys")
             findings.append(
                 Finding(
-                    "warning",
-                    f"{server.address} throws keys away when its memory is full ({policy}; "
-                    f"{evicted:,} so far): users lose their pods",
+                    "error" if every else "warning",
+                    f"{server.address} throws {'keys' if every else 'temporary links'} away when its memory is full "
+                    f"({policy}; {counted(evicted, 'key')} so far): users lose their pods",
                     "CONFIG SET maxmemory-policy noeviction, and give it the memory it needs",
                 )
             )
-    used = sum(int(server.info.get("used_memory", 0)) for server in known)
+    used = sum(int(server.info.get("used_memory", 0)) for server in known if server.primary)
     return Check("memory", f"{used / 2**20:,.0f} MiB on the primaries", tuple(findings))
+
+
+def _disks(servers: Sequence[ServerFacts]) -> Check:
+    """What acknowledged writes survive: see docs/explanation/guarantees.md."""
+    known = [server for server in servers if server.primary and "aof_enabled" in server.info]
+    if not known:
+        return Check("disks", "no server tells what it keeps (INFO)", skipped=True)
+    bare: dict[str, list[Address]] = {}
+    for server in known:
+        if not int(server.info["aof_enabled"]):
+            bare.setdefault(_comes_back(server.save), []).append(server.address)
+    findings = [
+        Finding(
+            "warning",
+            f"{listed(addresses)} writes no append-only file. Restarted before a replica takes over, a primary comes "
+            f"back {how}, and its replicas copy that: acknowledged writes are lost",
+            "CONFIG SET appendonly yes; or let its supervisor, which cannot be seen from here, wait for longer than "
+            "cluster-node-timeout before it starts it again",
+        )
+        for how, addresses in bare.items()
+    ]
+    kept = sum(int(server.info["aof_enabled"]) for server in known)
+    write = "writes" if kept == 1 else "write"
+    return Check(
+        "disks",
+        f"{kept} of {counted(len(known), 'primary')} {write} an append-only file",
+        tuple(findings),
+    )
+
+
+def _comes_back(save: str | None) -> str:
+    if save is None:
+        return "empty or as of its last snapshot (which, CONFIG GET would tell)"
+    return f"as of its last snapshot (save {save})" if save else "empty"

@@ -1,4 +1,4 @@
-"""``sfroute top``: a live screen. What is seen is gathered in one module, and drawn in another."""
+"""``sfroute top``: a live screen. One module gathers the facts, another draws them."""
 
 from .command import top
 

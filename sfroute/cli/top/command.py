@@ -7,14 +7,15 @@ import contextlib
 import sys
 import time
 from collections import deque
+from datetime import datetime
 from typing import Annotated, Final
 
 import typer
 from rich.live import Live
 
+from ..._contract.keys import check_service_names
+from ..._fronts.router import AsyncRouter
 from ...config import PlacementConfig
-from ...keys import check_service_names
-from ...router import AsyncRouter
 from ..common import (
     AsJson,
     Namespace,
@@ -26,6 +27,7 @@ from ..common import (
     require,
     run,
     show,
+    tell_of_outages,
 )
 from ..pods import PodTimeout, change_words, router_config
 from .facts import Watcher
@@ -38,15 +40,14 @@ _EVENTS: Final = 4
 
 
 def top(
-    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 2.0,
+    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two refreshes.")] = 2.0,
     count: Annotated[
-        int | None, typer.Option(min=1, help="End after so many looks; the first has no rates.")
+        int | None,
+        typer.Option(min=1, help="Exit after this many refreshes. The first shows no rates."),
     ] = None,
     links_every: Annotated[
         float,
-        typer.Option(
-            min=1, help="Seconds between two counts of the links, which pass over all keys."
-        ),
+        typer.Option(min=1, help="Seconds between two counts of the links; each scans all keys."),
     ] = 30.0,
     pod_timeout: PodTimeout = _POD_TIMEOUT,
     url: Url = "",
@@ -56,12 +57,13 @@ def top(
 ) -> None:
     """Show pods, links, and what the primaries do, until Ctrl-C.
 
-    All of it is what the store sees. HITS: of the keys read, those that were there. LANES: connections on which a
-    primary pushes what changes, one per gateway. What a gateway answers from its cache never comes here: that is in its
-    metrics. SCRIPTS: calls of a script, which writes, heartbeats and reads of pods are. MS: what this machine waits for
-    an answer.
+    These are the store's own figures: answers from a gateway's cache are in its metrics only. HITS: the share of keys
+    read that were there. LANES: connections on which a primary pushes what changes, one per gateway. SCRIPTS: script
+    calls, that is writes, heartbeats and reads of pods. MS: how long this machine waits for an answer. The line of pods
+    has the numbers of the gateways' metrics sfroute.pods*: the age of the oldest heartbeat, and as SKEW the highest
+    load as a multiple of the mean.
 
-    Into a pipe it writes one screen after the other; with --json one object per look.
+    Into a pipe it writes one screen after the other; with --json one object per refresh.
     """
     require(url=url, namespace=namespace, service=service)
     check_service_names(namespace, service)
@@ -82,7 +84,12 @@ async def _show(
     events: deque[str] = deque(maxlen=_EVENTS)
     live = None
     async with contextlib.AsyncExitStack() as stack:
-        router = await stack.enter_async_context(open_router(url, router_config(pod_timeout)))
+
+        def tell(text: str) -> None:
+            events.append(f"{datetime.now().astimezone():%H:%M:%S}  {text}")
+
+        config = router_config(pod_timeout, tell_of_outages(tell))
+        router = await stack.enter_async_context(open_router(url, config))
         if count is not None:
             # Whoever counts the looks wants them complete.
             await watcher.count_links_once()

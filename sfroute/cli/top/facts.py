@@ -1,4 +1,4 @@
-"""What ``top`` shows, and how it is gathered: two looks at each primary make a rate."""
+"""Gathers what ``top`` shows. Two looks at each primary make a rate."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..._fronts.router import AsyncRouter
 from ...errors import SfrouteError
-from ...router import AsyncRouter
+from ...telemetry import PodsSeen
 from ...types import Pod
 from ..keyspace import count_links
 from ..nodes import NODE_ERRORS, Node, code_of, open_store
+from ..pods import pods_in_numbers
 
 __all__ = ["Counters", "Frame", "LinkCount", "NodeRates", "Watcher", "rates"]
 
@@ -106,7 +108,7 @@ def _rounded(number: float | None) -> float | None:
 
 
 def rates(address: str, before: Counters | None, now: Counters) -> NodeRates:
-    """Differences over the time between; what has shrunk was counted from zero again by a server that restarted."""
+    """Differences over the time between. A counter that has shrunk began at zero again: the server restarted."""
     if before is None or before.trouble or now.trouble or now.look_ups < before.look_ups:
         return NodeRates(address, None, None, None, 0, now)
     seconds = max(now.at - before.at, 1e-9)
@@ -123,7 +125,7 @@ def rates(address: str, before: Counters | None, now: Counters) -> NodeRates:
 
 @dataclass(frozen=True, slots=True)
 class LinkCount:
-    """Pod -> its links, and when they had been counted (monotonic seconds)."""
+    """Pod -> its links, and when the count ended (monotonic seconds)."""
 
     by_pod: Mapping[int, int]
     at: float
@@ -135,6 +137,7 @@ class Frame:
 
     Attributes:
         links: None until they have been counted once.
+        seen: the pods in numbers, as metrics have them; None if none has reported.
         trouble: why the pods are not known; None if they are.
     """
 
@@ -142,10 +145,11 @@ class Frame:
     nodes: Sequence[NodeRates] = ()
     links: LinkCount | None = None
     trouble: str | None = None
+    seen: PodsSeen | None = None
 
 
 class Watcher:
-    """Looks again and again. Links are counted in between, and never for more than a tenth of the time."""
+    """Looks at the store again and again. It counts links in between, for a tenth of the time at most."""
 
     def __init__(self, url: str, namespace: str, service: str, links_every: float) -> None:
         self._url = url
@@ -157,7 +161,7 @@ class Watcher:
         self._link_trouble: str | None = None
 
     async def look(self, router: AsyncRouter) -> Frame:
-        """What there is now."""
+        """The present facts."""
         pods: Mapping[int, Pod] = {}
         trouble: str | None = None
         try:
@@ -168,7 +172,8 @@ class Watcher:
             nodes = await self._look_at_nodes()
         except SfrouteError as error:
             nodes, trouble = [], str(error)
-        return Frame(pods, nodes, self._links, trouble or self._link_trouble)
+        seen = pods_in_numbers(router, self._namespace, self._service) if pods else None
+        return Frame(pods, nodes, self._links, trouble or self._link_trouble, seen)
 
     async def _look_at_nodes(self) -> list[NodeRates]:
         # Opened anew each time: there may have been a failover.
@@ -186,7 +191,7 @@ class Watcher:
             return found
 
     async def count_links(self) -> None:
-        """Count them for ever; at once if they have not been counted."""
+        """Count the links again and again, at once the first time."""
         if self._links is not None:
             await asyncio.sleep(self._links_every)
         while True:
@@ -196,7 +201,7 @@ class Watcher:
             await asyncio.sleep(max(self._links_every, 10 * took))
 
     async def count_links_once(self) -> None:
-        """Count them once; what goes wrong is shown with the next frame."""
+        """Count the links once. The next frame shows what goes wrong."""
         try:
             async with open_store(self._url) as store:
                 by_pod = await count_links(store, self._namespace, self._service, _nothing)

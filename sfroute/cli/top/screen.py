@@ -1,4 +1,4 @@
-"""How a frame looks. Pure: facts in, what rich can print out."""
+"""Draws a frame. Pure: facts in, something that rich can print out."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from ...telemetry import PodsSeen
 from ..common import plain_table, printable
-from ..pods import pod_cells, pod_rows
+from ..pods import in_numbers, pod_cells, pod_rows
 from .facts import Frame, NodeRates
 
 __all__ = ["as_fields", "draw"]
@@ -27,7 +28,7 @@ def draw(
     pod_timeout: float,
     height: int | None,
 ) -> RenderableType:
-    """The screen. ``now`` by the monotonic clock; ``height``: so many lines, None: as many as it takes."""
+    """The screen. ``now``: by the monotonic clock. ``height``: lines; None: as many as needed."""
     counts = frame.links.by_pod if frame.links is not None else None
     rows = pod_rows(frame.pods, counts, pod_timeout)
     parts: list[RenderableType] = [
@@ -36,20 +37,22 @@ def draw(
         ),
         _totals(frame, now),
     ]
+    if frame.seen is not None:
+        parts.append(_pods_in_numbers(frame.seen))
     if frame.trouble is not None:
         parts.append(Text(printable(frame.trouble), style="bold red"))
     parts += [Text(), _nodes(frame.nodes), Text()]
-    # What is fixed: two headings, blank lines, totals, a line for pods left out, and the events.
+    # What is fixed: two headings, blank lines, totals, two lines of the pods in numbers, one for pods left out, events.
     shown = rows
     if height is not None:
-        shown = rows[: max(height - len(frame.nodes) - len(events) - 9, 3)]
+        shown = rows[: max(height - len(frame.nodes) - len(events) - 11, 3)]
     parts.append(_pods(shown))
     if len(shown) < len(rows):
         parts.append(Text(f"and {len(rows) - len(shown)} more pods", style="dim"))
     if not rows:
         parts.append(Text("no pod has reported a state", style="dim"))
     if events:
-        parts += [Text(), *(Text(event, style="dim") for event in events)]
+        parts += [Text(), *(Text(printable(event), style="dim") for event in events)]
     return Group(*parts)
 
 
@@ -58,7 +61,7 @@ def _totals(frame: Frame, now: float) -> Text:
     hits = sum(node.reads * (node.hit_ratio or 0.0) for node in frame.nodes)
     reads = sum(node.reads for node in frame.nodes)
     parts = [
-        f"look-ups {_rate([node.look_ups for node in frame.nodes])}",
+        f"lookups {_rate([node.look_ups for node in frame.nodes])}",
         f"scripts {_rate([node.writes for node in frame.nodes])}",
         f"hits {_percent(hits / reads if reads else None)}",
         f"lanes {sum(lanes)}" if lanes else "lanes -",
@@ -68,6 +71,20 @@ def _totals(frame: Frame, now: float) -> Text:
         parts.append(f"links {total:,} ({max(now - frame.links.at, 0):.0f} s ago)")
     else:
         parts.append("links being counted")
+    return Text("   ".join(parts))
+
+
+def _pods_in_numbers(seen: PodsSeen) -> Text:
+    statuses = ", ".join(f"{count} {status}" for status, count in seen.statuses.items() if count)
+    parts = [f"pods {statuses}", f"{seen.routable} take users"]
+    if seen.oldest_heartbeat is not None:
+        parts.append(f"heartbeats {seen.oldest_heartbeat:.1f} s")
+    if seen.room is not None:
+        parts.append(f"room for {seen.room:,}")
+    if seen.skew is not None:
+        parts.append(f"skew {seen.skew:.2f}")
+    if seen.emptying:
+        parts.append(f"{seen.emptying} being evacuated")
     return Text("   ".join(parts))
 
 
@@ -85,7 +102,9 @@ def _nodes(nodes: Sequence[NodeRates]) -> RenderableType:
     rows: list[list[Any]] = []
     for node in nodes:
         if node.now.trouble is not None:
-            rows.append([node.address, Text(node.now.trouble, style="bold red"), *[""] * 6])
+            rows.append(
+                [node.address, Text(printable(node.now.trouble), style="bold red"), *[""] * 6]
+            )
             continue
         rows.append(
             [
@@ -122,6 +141,7 @@ def as_fields(frame: Frame, pod_timeout: float) -> dict[str, Any]:
     return {
         "time": datetime.now().astimezone().isoformat(timespec="milliseconds"),
         "pods": pod_rows(frame.pods, counts, pod_timeout),
+        "pods_in_numbers": in_numbers(frame.seen) if frame.seen is not None else None,
         "primaries": [node.fields() for node in frame.nodes],
         "trouble": frame.trouble,
     }

@@ -1,0 +1,1 @@
+"""Commands sent to the store: writes, scripts and batches, with deadlines and retries."""

@@ -1,0 +1,199 @@
+"""``sfroute where``: all that is stored of one link, and of the pod that it leads to."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+
+import typer
+
+from .._contract.claims import ClaimRecord, parse_record
+from .._contract.keys import check_link_names, claim_key, left_key, link_key, link_prefix
+from .._contract.pod_states import gone
+from .._contract.replies import corrupt, script_pod
+from ..errors import StoreUnavailable
+from ..types import Pod
+from .common import (
+    NO,
+    AsJson,
+    Namespace,
+    Service,
+    Url,
+    as_json_line,
+    complain,
+    open_router,
+    require,
+    run,
+    write,
+)
+from .nodes import NODE_ERRORS, code_of, open_store
+from .pods import POD_TIMEOUT, PodTimeout, router_config, status_words
+
+__all__ = ["where"]
+
+_MICROSECONDS: Final = 1_000_000
+_NOTE: Final = re.compile(rb"(gone|away|excluded):(\d{1,19}):(\d{1,19}):(\d{1,13})(?: |$)")
+"""The newest move, as statefulComputeLinkIfAbsent notes it."""
+_WHY: Final = {
+    "gone": "pod {} was gone, or full",
+    "away": "the user was away while pod {} drained",
+    "excluded": "a gateway could not use pod {}",
+}
+
+
+def where(
+    uid: Annotated[str, typer.Argument(help="The user.", show_default=False)],
+    pod_timeout: PodTimeout = POD_TIMEOUT,
+    url: Url = "",
+    namespace: Namespace = "",
+    service: Service = "",
+    as_json: AsJson = False,
+) -> None:
+    """Show where a uid is: its link, the pod's address and last heartbeat, and which life claimed it, and when.
+
+    The row "why" says why a gateway has moved the link, if that was within the last ten minutes. A first placement, an
+    evacuation and a write by another program leave no reason.
+
+    A fence is the server's clock when the uid passed to its pod, or the last fence plus one if that is greater.
+
+    Exit code 3 if the uid has no link.
+    """
+    require(url=url, namespace=namespace, service=service)
+    check_link_names(namespace, uid, service)
+    found = run(_look(url, namespace, uid, service, pod_timeout))
+    if as_json:
+        sys.stdout.write(as_json_line({"uid": uid, "service": service, **found}))
+    elif found["pod"] is not None:
+        for row in _rows(found):
+            write(*row)
+    if found["pod"] is None:
+        complain(f"the uid has no link of service {service!r} in namespace {namespace!r}")
+        raise typer.Exit(NO)
+
+
+async def _look(
+    url: str, namespace: str, uid: str, service: str, pod_timeout: float
+) -> dict[str, Any]:
+    async def pods() -> Mapping[int, Pod]:
+        async with open_router(url, router_config(pod_timeout)) as router:
+            return await router.get_pods(namespace, service, fresh=True)
+
+    stored, reported = await asyncio.gather(_stored(url, namespace, uid, service), pods())
+    owner = stored["pod"]
+    pod = reported.get(owner) if owner is not None else None
+    about = None
+    if pod is not None:
+        about = {
+            "status": pod.status,
+            "dead": pod.id in gone({pod.id: pod}, pod_timeout),
+            "age": pod.age,
+            "life": pod.life,
+            "address": pod.address,
+            "labels": dict(pod.labels),
+        }
+    return {**stored, "at": about}
+
+
+async def _stored(url: str, namespace: str, uid: str, service: str) -> dict[str, Any]:
+    link, claim = link_key(namespace, uid, service), claim_key(namespace, uid, service)
+    async with open_store(url) as store:
+        value, ttl, listed, record, noted = await store.at(link).ask_many(
+            [
+                ("GET", link),
+                ("PTTL", link),
+                ("HGET", link_prefix(namespace, uid), service),
+                ("GET", claim),
+                ("GET", left_key(namespace, uid, service)),
+            ]
+        )
+    for reply in (value, ttl, listed):
+        if isinstance(reply, NODE_ERRORS):
+            raise StoreUnavailable(f"the link could not be read ({code_of(reply)})")
+    pod = script_pod(value, link) if value is not None else None
+    found: dict[str, Any] = {
+        "pod": pod,
+        "persistent": None if pod is None else ttl == -1,
+        "expires_in": ttl / 1000 if pod is not None and ttl >= 0 else None,
+        "listed": None if listed is None else script_pod(listed, link_prefix(namespace, uid)),
+        "why": _why(noted, pod),
+    }
+    if isinstance(record, NODE_ERRORS):
+        return {**found, "claim": None, "claim_unread": code_of(record)}
+    return {**found, "claim": _claim(record, claim)}
+
+
+def _why(noted: Any, pod: int | None) -> dict[str, Any] | None:
+    """Why the link is where it is; None if that is not noted, or if it has been changed otherwise since."""
+    found = _NOTE.match(noted) if isinstance(noted, bytes) else None
+    if found is None or int(found[3]) != pod:
+        return None
+    at = datetime.fromtimestamp(int(found[4]) / 1000, UTC)
+    return {
+        "reason": found[1].decode(),
+        "from": int(found[2]),
+        "at": at.isoformat(timespec="seconds"),
+    }
+
+
+def _claim(record: Any, key: str) -> dict[str, Any] | None:
+    if record is None:
+        return None
+    parsed: ClaimRecord | None = (
+        parse_record(record.decode("utf-8", "replace")) if isinstance(record, bytes) else None
+    )
+    if parsed is None:
+        raise corrupt(key, "no claim record")
+    since = datetime.fromtimestamp(parsed.fence / _MICROSECONDS, UTC)
+    return {
+        "fence": parsed.fence,
+        "pod": parsed.pod,
+        "life": parsed.life,
+        "since": since.isoformat(timespec="seconds"),
+    }
+
+
+def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    kind = "persistent" if found["persistent"] else f"temporary, for {found['expires_in']:.0f} s"
+    rows = [("link", f"pod {found['pod']}, {kind}")]
+    if found["persistent"] and found["listed"] != found["pod"]:
+        rows.append(("flaw", "the uid's hash does not list it; sfroute doctor --repair mends that"))
+    if found["why"] is not None:
+        why = found["why"]
+        rows.append(("why", f"{_WHY[why['reason']].format(why['from'])}, at {why['at']}"))
+    at, claim = found["at"], found["claim"]
+    if at is None:
+        rows.append(("pod", "has reported no state"))
+    else:
+        heard = f", last heartbeat {at['age']:.1f} s ago" if at["age"] is not None else ""
+        rows.append(("pod", f"{status_words(at)}{heard}"))
+        if at["address"] is not None:
+            rows.append(("address", at["address"]))
+        if at["labels"]:
+            said = (f"{name}={word}" for name, word in sorted(at["labels"].items()))
+            rows.append(("labels", ",".join(said)))
+    if claim is None:
+        why = (
+            f" could not be read ({found['claim_unread']})" if "claim_unread" in found else " none"
+        )
+        rows.append(("claim", why.strip()))
+    elif claim["pod"] is None:
+        rows.append(("claim", f"over; the last fence was {claim['fence']}"))
+    else:
+        words = _claim_words(claim, found["pod"], at)
+        back = "" if found["persistent"] else ", if the user comes back in time"
+        rows.append(("claim", words + back))
+        rows.append(("fence", str(claim["fence"])))
+        rows.append(("since", claim["since"]))
+    return rows
+
+
+def _claim_words(claim: Mapping[str, Any], pod: int, at: Mapping[str, Any] | None) -> str:
+    if claim["pod"] != pod:
+        return f"of pod {claim['pod']}, which does not count: the link leads elsewhere"
+    if at is not None and at["life"] is not None and at["life"] != claim["life"]:
+        return f"of life {claim['life']}, an earlier one of the pod; it runs as {at['life']}"
+    return f"of life {claim['life']}"

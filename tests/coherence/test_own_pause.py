@@ -1,0 +1,110 @@
+"""The gateway itself was stopped, the store was not: what changed meanwhile lies in the socket, and is read first."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sfroute import AsyncRouter, StoreUnavailable
+from sfroute._contract.keys import link_key
+from sfroute.embedded import LocalServer
+
+from .conftest import cached, settings
+
+PROGRAM = Path(__file__).parent / "programs" / "sleeper.py"
+HASTY: dict[str, Any] = {"heartbeat": 0.1, "heartbeat_timeout": 0.3}
+
+
+@pytest.fixture
+def tracking(server: str) -> None:
+    """Without pushes an answer may be as old as ``max_age_untracked``, pause or no pause."""
+    if server.startswith("redis62"):
+        pytest.skip("there is no tracking before Redis 7.0")
+
+
+@pytest.mark.parametrize("front", ["async", "sync"])
+def test_after_its_own_pause_a_gateway_never_tells_what_was_before(
+    single: LocalServer, namespace: str, front: str, tracking: None
+) -> None:
+    key = link_key(namespace, "ada", "chat")
+    single.execute("SET", key, 1)
+    gateway = subprocess.Popen(
+        [sys.executable, str(PROGRAM), single.url, namespace, front],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert gateway.stdout is not None
+        assert gateway.stdout.readline() == "ready\n"
+        woken = []
+        for pod in (2, 3, 4):
+            os.kill(gateway.pid, signal.SIGSTOP)
+            single.execute("SET", key, pod)
+            time.sleep(1.0)  # longer than the bound of its heartbeat: that is what is tested
+            woken.append(time.monotonic())
+            os.kill(gateway.pid, signal.SIGCONT)
+            time.sleep(0.5)
+        told, _ = gateway.communicate("end\n", timeout=20)
+    finally:
+        gateway.kill()
+        gateway.wait()
+    result = json.loads(told)
+    for number, pod in enumerate((2, 3, 4)):
+        until = woken[number + 1] - 1.0 if number < 2 else time.monotonic()
+        after = [p for asked, p in result["answers"] if woken[number] <= asked < until]
+        assert len(after) > 10
+        assert set(after) == {pod}
+    assert result["stale"] == 0
+
+
+async def test_so_it_is_if_only_the_loop_was_held_up(
+    single: LocalServer, namespace: str, tracking: None
+) -> None:
+    uid = (namespace, "ada", "chat")
+    single.execute("SET", link_key(*uid), 1)
+    async with AsyncRouter.from_url(single.url, config=settings(**HASTY)) as router:
+        assert await cached(router, uid) == 1
+        for pod in range(2, 6):
+            single.execute("SET", link_key(*uid), pod)
+            time.sleep(0.6)  # noqa: ASYNC251 - what is tested
+            asked = time.monotonic()
+            while time.monotonic() < asked + 0.5:
+                assert await router.get_linked_pod(*uid) == pod
+                await asyncio.sleep(0)
+        assert router.stats().cache.stale == 0
+        (lane,) = router.stats().lanes
+        assert lane.healthy
+        assert lane.tracked
+        assert lane.reconnects == 0
+
+
+async def test_a_server_that_was_stopped_too_is_found_out_all_the_same(
+    own_server: LocalServer, namespace: str
+) -> None:
+    """It is asked once more, and given the usual time; a loop that is always late does not keep it alive."""
+    uid = (namespace, "ada", "chat")
+    own_server.execute("SET", link_key(*uid), 1)
+    config = settings(stale_if_error=60.0, **HASTY)
+    async with AsyncRouter.from_url(own_server.url, config=config) as router:
+        assert await cached(router, uid) == 1
+        own_server.pause()
+        stopped = time.monotonic()
+        while not router.stats().cache.stale:
+            time.sleep(0.15)  # noqa: ASYNC251 - later than any timer may be
+            async with asyncio.timeout(5):
+                assert await router.get_linked_pod(*uid) == 1
+            await asyncio.sleep(0)
+        assert time.monotonic() - stopped < 3.0
+        with pytest.raises(StoreUnavailable):
+            await router.get_linked_pod(*uid, stale_ok=False)
+        own_server.resume()

@@ -12,6 +12,7 @@ from typing import Final
 
 import pytest
 from support.command import COMMAND, consecutive_ports, environment, sfroute
+from support.processes import Child
 
 from sfroute import Router
 from sfroute.embedded import LocalCluster
@@ -120,7 +121,7 @@ def test_route_skips_blank_lines_and_reads_files_from_windows(target: Target) ->
 
 def test_route_answers_before_its_input_ends(target: Target) -> None:
     target.link("é b", 1)
-    with subprocess.Popen(
+    with Child[bytes](
         [*COMMAND, "route", *target.options],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -133,7 +134,7 @@ def test_route_answers_before_its_input_ends(target: Target) -> None:
             running.stdin.flush()
             assert running.stdout.readline() == f"é b\t1\t{source}\n".encode()
         running.stdin.close()
-        assert running.wait(10) == 0
+        assert running.wait() == 0
 
 
 # --- route: what goes wrong
@@ -204,7 +205,7 @@ def test_a_store_that_is_not_there_is_reported_without_the_url() -> None:
 
 def test_a_reader_that_goes_away_ends_route_quietly(target: Target) -> None:
     target.link("ada", 1)
-    with subprocess.Popen(
+    with Child[bytes](
         [*COMMAND, "route", *target.options],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -219,7 +220,7 @@ def test_a_reader_that_goes_away_ends_route_quietly(target: Target) -> None:
         # The input stays open: what ends the command is that nobody reads its output.
         running.stdin.flush()
         # Most of it is the start of Python.
-        assert running.wait(50) == 128 + signal.SIGPIPE
+        assert running.wait() == 128 + signal.SIGPIPE
         assert running.stderr.read() == b""
 
 
@@ -227,7 +228,7 @@ def test_a_reader_that_goes_away_ends_route_quietly(target: Target) -> None:
 
 
 def test_cluster_up_keeps_a_cluster_until_it_is_told_to_end() -> None:
-    with subprocess.Popen(
+    with Child(
         [*COMMAND, "cluster", "up", "--primaries", "1", "--replicas", "0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -241,7 +242,7 @@ def test_cluster_up_keeps_a_cluster_until_it_is_told_to_end() -> None:
             router.set_linked_pod("n", "ada", SERVICE, 0)
             assert router.get_linked_pod("n", "ada", SERVICE) == 0
         running.send_signal(signal.SIGINT)
-        assert running.wait(10) == 0
+        assert running.wait() == 0
         assert "1 primary and 0 replicas" in running.stderr.read()
 
 
@@ -260,7 +261,7 @@ def up(*options: str, usual_port: int | None = None) -> tuple[str, str]:
             "import sfroute.cli, sfroute.cli.cluster as c; c.USUAL_PORT = {}; sfroute.cli.main()"
         )
         command = [sys.executable, "-c", program.format(usual_port)]
-    with subprocess.Popen(
+    with Child(
         [*command, "cluster", "up", "--primaries", "1", "--replicas", "0", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -270,7 +271,7 @@ def up(*options: str, usual_port: int | None = None) -> tuple[str, str]:
         assert running.stdout is not None
         first = running.stdout.readline()
         running.send_signal(signal.SIGINT)
-        out, err = running.communicate(timeout=20)
+        out, err = running.communicate()
         assert running.returncode == 0
         return first + out, err
 

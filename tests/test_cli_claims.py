@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from support.command import COMMAND, Operator, environment
+from support.processes import Child
 
 from sfroute import Router
 from sfroute._contract.keys import claim_key, link_key, link_prefix
@@ -168,16 +169,16 @@ def test_nothing_is_repaired_without_a_question(operator: Operator, store: Store
     assert store.link("no-string") is None
     for answer, link in (("n", None), ("y", "1")):
         ours, theirs = pty.openpty()
-        process = subprocess.Popen(
+        with Child[bytes](
             [*COMMAND, "doctor", "--repair"],
             stdin=theirs,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment(**operator.variables),
-        )
-        os.close(theirs)
-        os.write(ours, f"{answer}\n".encode())
-        _, err = process.communicate(timeout=60)
+        ) as process:
+            os.close(theirs)
+            os.write(ours, f"{answer}\n".encode())
+            _, err = process.communicate()
         os.close(ours)
         assert b"[y/N]" in err
         assert store.link("no-string") == link

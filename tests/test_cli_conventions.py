@@ -22,6 +22,7 @@ import catalogue
 import pytest
 import redis
 from support.command import COMMAND, Operator, commands, environment, sfroute, writer
+from support.processes import Child, read_until
 
 from sfroute import Router, StoreUnavailable
 from sfroute._net.causes import what_the_system_said
@@ -251,33 +252,18 @@ def test_a_command_that_is_told_to_end_gives_the_terminal_back(operator: Operato
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         inner, outer = pty.openpty()
         variables = environment(**operator.variables, TERM="xterm")
-        running = subprocess.Popen(
+        with Child(
             [*COMMAND, "top"], env=variables, stdin=outer, stdout=outer, stderr=outer
-        )
-        os.close(outer)
-        seen = read_until(inner, b"pod 0")
-        assert b"\x1b[?1049h" in seen  # a screen of its own, without a cursor
-        assert b"\x1b[?25l" in seen
-        running.send_signal(number)
-        seen = read_until(inner, None)
-        assert running.wait(10) == code
+        ) as running:
+            os.close(outer)
+            seen = read_until(inner, b"pod 0")
+            assert b"\x1b[?1049h" in seen  # a screen of its own, without a cursor
+            assert b"\x1b[?25l" in seen
+            running.send_signal(number)
+            seen = read_until(inner, None)
+            assert running.wait() == code
         assert seen.index(b"\x1b[?25h") < seen.index(b"\x1b[?1049l")
         os.close(inner)
-
-
-def read_until(descriptor: int, wanted: bytes | None) -> bytes:
-    """What a terminal shows until that is among it, or until its program has ended."""
-    seen = b""
-    while wanted is None or wanted not in seen:
-        try:
-            some = os.read(descriptor, 65536)
-        except OSError:  # Linux: the other side is closed
-            some = b""
-        if not some:
-            assert wanted is None, seen
-            break
-        seen += some
-    return seen
 
 
 def test_an_interruption_before_the_command_has_begun_is_one_too() -> None:
@@ -308,12 +294,12 @@ def test_colours_are_for_terminals(operator: Operator) -> None:
 def on_terminal(command: str, variables: dict[str, str]) -> str:
     """What it writes to a terminal."""
     inner, outer = pty.openpty()
-    with subprocess.Popen(
+    with Child(
         [*COMMAND, command], env=variables, stdin=outer, stdout=outer, stderr=subprocess.DEVNULL
     ) as running:
         os.close(outer)
         seen = read_until(inner, None)
-        assert running.wait(10) == 0
+        assert running.wait() == 0
     os.close(inner)
     return seen.decode()
 

@@ -24,6 +24,7 @@ from conftest import make_raw
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from support.command import consecutive_ports
+from support.processes import Child
 
 import sfroute.embedded._node as node_module
 from sfroute._contract.keys import slot_of
@@ -475,7 +476,7 @@ class Owner:
 
     def __init__(self, folder: Path, program: str) -> None:
         self.folder = folder
-        self._process = subprocess.Popen(
+        self._process = Child(
             [sys.executable, "-W", "error", "-c", PREAMBLE + textwrap.dedent(program)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -504,8 +505,7 @@ class Owner:
         return list(self.folder.glob("sfroute-*"))
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self._process.end()
 
 
 PREAMBLE = """

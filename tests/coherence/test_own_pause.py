@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.processes import Child
 
 from sfroute import AsyncRouter, StoreUnavailable
 from sfroute._contract.keys import link_key
@@ -37,13 +38,12 @@ def test_after_its_own_pause_a_gateway_never_tells_what_was_before(
 ) -> None:
     key = link_key(namespace, "ada", "chat")
     single.execute("SET", key, 1)
-    gateway = subprocess.Popen(
+    with Child(
         [sys.executable, str(PROGRAM), single.url, namespace, front],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    )
-    try:
+    ) as gateway:
         assert gateway.stdout is not None
         assert gateway.stdout.readline() == "ready\n"
         woken = []
@@ -55,9 +55,6 @@ def test_after_its_own_pause_a_gateway_never_tells_what_was_before(
             os.kill(gateway.pid, signal.SIGCONT)
             time.sleep(0.5)
         told, _ = gateway.communicate("end\n", timeout=20)
-    finally:
-        gateway.kill()
-        gateway.wait()
     result = json.loads(told)
     for number, pod in enumerate((2, 3, 4)):
         until = woken[number + 1] - 1.0 if number < 2 else time.monotonic()

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from support.processes import Child
+
 LIMIT_SECONDS: Final = 20.0
 POLL_SECONDS: Final = 0.05
 
@@ -32,7 +34,7 @@ def wait_for(look: Callable[[], _T | None], what: str) -> _T:
 class Prometheus:
     """The HTTP API of a Prometheus that is running."""
 
-    def __init__(self, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, port: int, process: Child[bytes], log: Path) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self._process = process
         self._log = log
@@ -116,7 +118,7 @@ def running_prometheus(
         port = probe.getsockname()[1]
     log = directory / "prometheus.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(
+        process = Child[bytes](
             [
                 program,
                 f"--config.file={config}",
@@ -137,4 +139,4 @@ def running_prometheus(
         try:
             process.wait(LIMIT_SECONDS)
         finally:
-            process.kill()
+            process.end()

@@ -36,6 +36,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from scraping import Prometheus, running_prometheus, wait_for
 from support.command import commands
 from support.documents import block, typed
+from support.processes import Child
 
 from sfroute._contract.keys import link_key
 from sfroute.embedded import LocalCluster
@@ -113,22 +114,18 @@ class Driven:
 
 @contextmanager
 def running(program: str, *arguments: str) -> Iterator[Driven]:
-    process = subprocess.Popen(
+    with Child(
         [sys.executable, Path(__file__).with_name(program), *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    with process:
+    ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        try:
-            yield Driven(process.stdin, process.stdout)
-            process.stdin.close()
-            assert process.wait(20) == 0
-        finally:
-            process.kill()
+        yield Driven(process.stdin, process.stdout)
+        process.stdin.close()
+        assert process.wait(20) == 0
 
 
 @dataclass
@@ -445,22 +442,20 @@ WIDTH = 1400
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
     """A folder over HTTP."""
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
+    with (
+        tempfile.TemporaryFile() as log,
+        Child(
             [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"],
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-        )
-        with process:
-            try:
-                assert process.stdout is not None
-                found = re.search(r"port (\d+)", process.stdout.readline())
-                assert found is not None
-                yield f"http://127.0.0.1:{found[1]}"
-            finally:
-                process.kill()
+        ) as process,
+    ):
+        assert process.stdout is not None
+        found = re.search(r"port (\d+)", process.stdout.readline())
+        assert found is not None
+        yield f"http://127.0.0.1:{found[1]}"
 
 
 def browse(url: str, *options: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.documents import Block, Terminal, Typed, block, same, typed
+from support.processes import Child
 
 PAGE = "docs/tutorial.md"
 FILES = {
@@ -37,7 +38,7 @@ def first_terminal(found: Block, folder: Path) -> Iterator[str]:
     """The block that starts the cluster, and where it then is."""
     (cluster,) = typed(found)
     assert cluster.command.split()[0] == "sfroute"
-    with subprocess.Popen(
+    with Child(
         [sys.executable, "-m", "sfroute.cli", *cluster.command.split()[1:]],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

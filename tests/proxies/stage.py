@@ -18,6 +18,7 @@ from typing import Final
 import httpx
 import pytest
 from support.documents import block
+from support.processes import Child
 from support.programs import free_port, running, until
 
 from sfroute.embedded import LocalCluster
@@ -38,7 +39,7 @@ class Stage:
     url: str = ""
     asked: str = ""
     name: str = ""
-    pods: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+    pods: dict[int, Child[bytes]] = field(default_factory=dict)
 
     def start_pod(self, pod: int) -> None:
         """Start it, and wait until it takes users."""
@@ -48,7 +49,7 @@ class Stage:
     def launch_pod(self, pod: int) -> None:
         port = self.ports[pod]
         with (self.folder / f"pod-{pod}.log").open("ab") as log:
-            self.pods[pod] = subprocess.Popen(
+            self.pods[pod] = Child(
                 [sys.executable, str(POD)],
                 env={
                     **os.environ,
@@ -105,8 +106,7 @@ def stage(cluster: LocalCluster, folder: Path) -> Iterator[Stage]:
         yield made
     finally:
         for process in made.pods.values():
-            process.kill()
-            process.wait()
+            process.end()
 
 
 def program(name: str) -> str:
@@ -121,7 +121,7 @@ def program(name: str) -> str:
 def _process(command: list[str], folder: Path, url: str) -> Iterator[None]:
     log = folder / "proxy.log"
     with log.open("wb") as out:
-        process = subprocess.Popen(
+        process = Child(
             command,
             stdout=out,
             stderr=out,
@@ -141,8 +141,7 @@ def _process(command: list[str], folder: Path, url: str) -> Iterator[None]:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(5)
-        process.kill()
-        process.wait()
+        process.end()
 
 
 def _addressed(text: str, on: Stage) -> str:

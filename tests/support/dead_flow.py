@@ -22,6 +22,8 @@ from typing import Final, Self
 
 import pytest
 
+from .processes import Child
+
 __all__ = ["DeadFlowLink", "require_namespaces"]
 
 _CLONE_NEWNET: Final = 0x40000000
@@ -55,7 +57,7 @@ class DeadFlowLink:
         self._names = {side: f"sf{os.getpid()}{side}" for side in ("gw", "rt", "srv")}
         self._binary = server_binary
         self._directory = tempfile.TemporaryDirectory(prefix="sfroute-deadflow-")
-        self._server: subprocess.Popen[bytes] | None = None
+        self._server: Child[bytes] | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -102,7 +104,7 @@ class DeadFlowLink:
         with self._inside("rt"):
             Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
         host, port = self.address
-        self._server = subprocess.Popen(
+        self._server = Child(
             [
                 *("ip", "netns", "exec", server, self._binary, "--port", str(port), "--bind", host),
                 *("--protected-mode", "no", "--save", "", "--dir", self._directory.name),
@@ -119,8 +121,7 @@ class DeadFlowLink:
 
     def _unmake(self) -> None:
         if self._server is not None:
-            self._server.terminate()
-            self._server.wait(timeout=20)
+            self._server.end()
         for name in self._names.values():
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
         self._directory.cleanup()

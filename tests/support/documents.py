@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from .processes import Child
+
 ROOT: Final = Path(__file__).parents[2]
 URLS: Final = re.compile(r"redis\+cluster://10\.0\.0\.\d[0-9.:,]*\d")
 """The example addresses of the documents; the tests put a real cluster in their place, and change nothing else."""
@@ -167,7 +169,7 @@ class Terminal:
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         # `python` and `sfroute` are those of this environment.
         path = f"{Path(sys.executable).parent}:{environment.get('PATH', '')}"
-        self._shell = subprocess.Popen(
+        self._shell = Child(
             ["bash", "--noprofile", "--norc"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -195,13 +197,10 @@ class Terminal:
 
     def __exit__(self, *_: object) -> None:
         """End it, and its jobs."""
-        assert self._shell.stdin is not None
-        self._shell.stdin.write("kill -9 $(jobs -p) 2>/dev/null; wait 2>/dev/null\n")
-        self._shell.stdin.close()
-        assert self._shell.stdout is not None
-        self._shell.stdout.read()
-        self._shell.stdout.close()
-        self._shell.wait(timeout=20)
+        try:
+            self._shell.communicate("kill -9 $(jobs -p) 2>/dev/null; wait 2>/dev/null\n", 20)
+        finally:
+            self._shell.end()
 
 
 _MASKS: Final = (

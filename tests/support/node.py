@@ -14,6 +14,8 @@ from typing import Any, Final, Self
 
 import pytest
 
+from .processes import Child
+
 __all__ = ["EXAMPLE", "NodeError", "NodeLinks", "require_node"]
 
 EXAMPLE: Final = Path(__file__).parents[2] / "examples" / "node"
@@ -51,7 +53,7 @@ class NodeLinks:
     """
 
     def __init__(self, nodes: list[tuple[str, int]]) -> None:
-        self._process = subprocess.Popen(
+        self._process = Child[bytes](
             [require_node(), "calls.mjs", ",".join(f"{host}:{port}" for host, port in nodes)],
             cwd=EXAMPLE,
             stdin=subprocess.PIPE,
@@ -94,11 +96,8 @@ class NodeLinks:
         trace: TracebackType | None,
     ) -> None:
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         self._process.stdin.close()
         try:
             assert self._process.wait(timeout=10) == 0
         finally:
-            self._process.kill()
-            self._process.wait()
-            self._process.stdout.close()
+            self._process.end()

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 
 from .command import environment
+from .processes import Child
 
 __all__ = ["Program", "client_of", "free_port", "running", "until"]
 
@@ -22,7 +23,7 @@ __all__ = ["Program", "client_of", "free_port", "running", "until"]
 class Program:
     """A process that has said where it listens."""
 
-    def __init__(self, process: subprocess.Popen[str], urls: list[str], log: Path) -> None:
+    def __init__(self, process: Child[str], urls: list[str], log: Path) -> None:
         self.process = process
         self.urls = urls
         self._log = log
@@ -52,7 +53,7 @@ def running(
     """
     log = folder / f"{command}-{time.monotonic_ns()}.log"
     with log.open("w") as errors:
-        process = subprocess.Popen(
+        process = Child(
             [*through, sys.executable, "-m", "sfroute", command, "--json", *arguments],
             env=environment(**variables),
             stdin=subprocess.DEVNULL,
@@ -70,9 +71,7 @@ def running(
             ended = program.end()
             assert code in (None, ended), program.log
     finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+        process.end()
 
 
 def client_of(url: str) -> httpx.Client:

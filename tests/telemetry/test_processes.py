@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio.cluster import RedisCluster
 from support.documents import block
+from support.processes import Child
 
 from sfroute import AsyncRouter, Router
 from sfroute.embedded import LocalCluster
@@ -320,12 +321,11 @@ def send_to_receiver(
     """What an OTLP receiver got of all operations, once it had what it waited for."""
     pytest.importorskip("oteltap")
     with (folder / "received").open("w+") as received:
-        receiver = subprocess.Popen(
+        with Child(
             [sys.executable, "-m", "oteltap", "--port", str(port), *await_for],
             stdout=received,
             stderr=subprocess.STDOUT,
-        )
-        try:
+        ) as receiver:
             run(
                 ALL_OPERATIONS,
                 node.url,
@@ -334,9 +334,6 @@ def send_to_receiver(
                 OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}",
             )
             assert receiver.wait(20) == 0
-        finally:
-            receiver.kill()
-            receiver.wait()
         received.seek(0)
         return received.read()
 

@@ -16,6 +16,7 @@ pytest.importorskip("flask", reason="the group `examples` is not installed")
 
 import httpx
 from deployment import free_port
+from support.processes import Child
 
 from sfroute import AsyncRouter, Router
 from sfroute.embedded import LocalCluster
@@ -27,7 +28,7 @@ EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 def directory(sfroute_cluster: LocalCluster) -> Iterator[httpx.Client]:
     """The Flask program, and a client of it."""
     port = free_port()
-    process = subprocess.Popen(
+    process = Child(
         [sys.executable, str(EXAMPLES / "flask_directory.py"), str(port)],
         env={**os.environ, "SFROUTE_URL": sfroute_cluster.url},
         stdout=subprocess.DEVNULL,
@@ -41,8 +42,7 @@ def directory(sfroute_cluster: LocalCluster) -> Iterator[httpx.Client]:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
             yield client
     finally:
-        process.terminate()
-        process.communicate()
+        process.end()
 
 
 def test_the_directory_on_threads(directory: httpx.Client, sfroute_cluster: LocalCluster) -> None:

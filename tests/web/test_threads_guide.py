@@ -7,7 +7,6 @@ import os
 import shlex
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ pytest.importorskip("gunicorn", reason="the group `examples` is not installed")
 
 import httpx
 from support.documents import block, executed, typed
+from support.processes import Child
 
 from sfroute import Router
 from sfroute.embedded import LocalCluster
@@ -42,7 +42,7 @@ def served(folder: Path, command: str, url: str) -> Iterator[httpx.Client]:
     program, *arguments = shlex.split(command)
     assert program == "gunicorn"
     path = folder / "socket"
-    process = subprocess.Popen(
+    process = Child[bytes](
         [sys.executable, "-m", "gunicorn", "--bind", f"unix:{path}", *arguments],
         cwd=folder,
         # Its control socket would be in the home directory.
@@ -62,11 +62,10 @@ def served(folder: Path, command: str, url: str) -> Iterator[httpx.Client]:
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     finally:
-        process.kill()
-        process.wait()
+        process.end()
 
 
-def wait_until_it_listens(path: Path, process: subprocess.Popen[bytes]) -> None:
+def wait_until_it_listens(path: Path, process: Child[bytes]) -> None:
     """It tells nobody when it does."""
     began = time.monotonic()
     while True:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from ..._fronts.router import AsyncRouter
 from ...errors import SfrouteError
@@ -17,6 +17,10 @@ from ..nodes import NODE_ERRORS, Node, code_of, open_store
 from ..pods import pods_in_numbers
 
 __all__ = ["Counters", "Frame", "LinkCount", "NodeRates", "Watcher", "rates"]
+
+
+_AGAIN: Final = 1.0
+"""Seconds until links that could not be counted are counted again; twice as long each time, up to the usual pause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +153,12 @@ class Frame:
 
 
 class Watcher:
-    """Looks at the store again and again. It counts links in between, for a tenth of the time at most."""
+    """Looks at the store again and again. It counts links in between, for a tenth of the time at most.
+
+    Attributes:
+        links: the last count; None until there was one.
+        link_trouble: why the last attempt failed; None if it did not.
+    """
 
     def __init__(self, url: str, namespace: str, service: str, links_every: float) -> None:
         self._url = url
@@ -157,8 +166,8 @@ class Watcher:
         self._service = service
         self._links_every = links_every
         self._before: dict[str, Counters] = {}
-        self._links: LinkCount | None = None
-        self._link_trouble: str | None = None
+        self.links: LinkCount | None = None
+        self.link_trouble: str | None = None
 
     async def look(self, router: AsyncRouter) -> Frame:
         """The present facts."""
@@ -173,7 +182,7 @@ class Watcher:
         except SfrouteError as error:
             nodes, trouble = [], str(error)
         seen = pods_in_numbers(router, self._namespace, self._service) if pods else None
-        return Frame(pods, nodes, self._links, trouble or self._link_trouble, seen)
+        return Frame(pods, nodes, self.links, trouble or self.link_trouble, seen)
 
     async def _look_at_nodes(self) -> list[NodeRates]:
         # Opened anew each time: there may have been a failover.
@@ -191,25 +200,30 @@ class Watcher:
             return found
 
     async def count_links(self) -> None:
-        """Count the links again and again, at once the first time."""
-        if self._links is not None:
+        """Count the links again and again, at once the first time. After a failure it does not wait as long."""
+        if self.links is not None:
             await asyncio.sleep(self._links_every)
+        again = _AGAIN
         while True:
             began = time.monotonic()
             await self.count_links_once()
-            took = time.monotonic() - began
-            await asyncio.sleep(max(self._links_every, 10 * took))
+            pause = max(self._links_every, 10 * (time.monotonic() - began))
+            if self.link_trouble is None:
+                again = _AGAIN
+            else:
+                pause, again = min(pause, again), 2 * again
+            await asyncio.sleep(pause)
 
     async def count_links_once(self) -> None:
         """Count the links once. The next frame shows what goes wrong."""
         try:
             async with open_store(self._url) as store:
                 by_pod = await count_links(store, self._namespace, self._service, _nothing)
-            self._links, self._link_trouble = LinkCount(by_pod, time.monotonic()), None
+            self.links, self.link_trouble = LinkCount(by_pod, time.monotonic()), None
         except NODE_ERRORS as error:
-            self._link_trouble = f"the links cannot be counted ({code_of(error)})"
+            self.link_trouble = f"the links cannot be counted ({code_of(error)})"
         except SfrouteError as error:
-            self._link_trouble = str(error)
+            self.link_trouble = str(error)
 
 
 def _nothing(_count: int) -> None:

@@ -10,9 +10,10 @@ PostgreSQL. For pods of several machines there is a table in Redis or Valkey Clu
 from __future__ import annotations
 
 import asyncio
-import json
-import os
+import errno
+import shutil
 import sqlite3
+import tempfile
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -91,40 +92,66 @@ class InFile:
 
 
 class InFolder:
-    """A folder, shared with pods in other languages (`examples/node`, `examples/go`): a file for each user.
+    """A folder, shared with pods in other languages (`examples/node/counters.mjs`, `examples/go/counters.go`).
 
-    Nobody else may write between looking at the fence and writing. A database sees to that; with files, one gateway's
-    requests of one user are not at two pods at once.
+    Each user has a folder, and in it one empty file, `<fence>-<count>`: the name is all there is. To write is to rename
+    it, and that fails unless the file still has the name which the writer knows. So the fence is compared in the very
+    step that writes, as a database does it; there is no lock that a killed pod could leave behind.
     """
 
     def __init__(self, path: str) -> None:
         self._folder = Path(path)
         self._folder.mkdir(parents=True, exist_ok=True)
 
-    def _load(self, uid: str) -> tuple[int, int]:
-        try:
-            found = json.loads((self._folder / f"of-{quote(uid, safe='')}").read_text())
-        except FileNotFoundError:
-            return 0, 0
-        return found["fence"], found["count"]
+    def _of(self, uid: str) -> Path:
+        return self._folder / f"of-{quote(uid, safe='')}"
 
-    def _save(self, uid: str, fence: int, count: int) -> None:
-        draft = self._folder / f"draft-{os.getpid()}"
-        draft.write_text(json.dumps({"count": count, "fence": fence}))
-        draft.rename(self._folder / f"of-{quote(uid, safe='')}")
+    def _look(self, uid: str) -> tuple[int, int]:
+        while True:
+            try:
+                files = list(self._of(uid).iterdir())
+            except FileNotFoundError:
+                self._begin(uid)
+                continue
+            # None is listed if it was renamed meanwhile.
+            if files:
+                fence, count = map(int, files[0].name.split("-"))
+                return fence, count
+
+    def _begin(self, uid: str) -> None:
+        # A folder comes with its file, or not at all: it takes no place of one that holds something.
+        draft = Path(tempfile.mkdtemp(prefix="draft-", dir=self._folder))
+        (draft / "0-0").touch()
+        try:
+            draft.rename(self._of(uid))
+        except OSError as error:
+            shutil.rmtree(draft)
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+    def _rename(self, uid: str, old: tuple[int, int], new: tuple[int, int]) -> bool:
+        folder = self._of(uid)
+        try:
+            (folder / "{}-{}".format(*old)).rename(folder / "{}-{}".format(*new))
+        except FileNotFoundError:
+            return False
+        return True
 
     async def take(self, uid: str, fence: int) -> int | None:
-        stored, count = self._load(uid)
-        if stored > fence:
-            return None
-        self._save(uid, fence, count)
-        return count
+        while True:
+            stored, count = self._look(uid)
+            if stored > fence:
+                return None
+            if self._rename(uid, (stored, count), (fence, count)):
+                return count
 
     async def write(self, uid: str, fence: int, count: int) -> bool:
-        if self._load(uid)[0] != fence:
-            return False
-        self._save(uid, fence, count)
-        return True
+        while True:
+            stored, before = self._look(uid)
+            if stored != fence:
+                return False
+            if self._rename(uid, (stored, before), (fence, count)):
+                return True
 
     async def aclose(self) -> None:
         pass

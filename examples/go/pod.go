@@ -2,8 +2,8 @@
 //
 //	sfroute agent --pod 1 --health http://127.0.0.1:8081/healthz -- ./pod 8081 /var/lib/counters
 //
-// It serves a user only if the agent says that this pod has them. Counts are kept in a folder that all pods share, each
-// with the fence of the claim under which it was written, and are read when a user comes here. Only Go's own packages.
+// It serves a user only if the agent says that this pod has them. Counts are kept in a folder that all pods share
+// (counters.go), and are written under the fence of the user's claim. Only Go's own packages.
 package main
 
 import (
@@ -13,17 +13,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 )
@@ -31,23 +28,15 @@ import (
 // As gateways encode uids: fit for a path, and for the name of a file.
 var encoded = regexp.MustCompile(`^[\w.~%-]+$`)
 
-type counter struct {
-	Count int   `json:"count"`
-	Fence int64 `json:"fence"`
-}
-
 type claim struct {
 	Pod   int   `json:"pod"`
 	Fence int64 `json:"fence"`
 }
 
 type pod struct {
-	agent  string // a URL without a path
-	client *http.Client
-	folder string
-
-	mutex  sync.Mutex
-	counts map[string]*counter // by the uid as the gateway encodes it
+	agent    string // a URL without a path
+	client   *http.Client
+	counters *counters
 }
 
 func newPod(agent, folder string) *pod {
@@ -58,10 +47,10 @@ func newPod(agent, folder string) *pod {
 		}
 		agent = "http://agent"
 	}
-	return &pod{agent: agent, client: &http.Client{Transport: transport}, folder: folder, counts: map[string]*counter{}}
+	return &pod{agent, &http.Client{Transport: transport}, newCounters(folder)}
 }
 
-// accept claims a user. The answer's headers are those of a 421 if another pod has the user.
+// accept claims a user. The answer's headers are those of a 421, if another pod has the user or takes them meanwhile.
 func (p *pod) accept(ctx context.Context, uid string) (*claim, *http.Response, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodPut, p.agent+"/claims/"+uid, nil)
 	if err != nil {
@@ -80,62 +69,14 @@ func (p *pod) accept(ctx context.Context, uid string) (*claim, *http.Response, e
 	return found, answer, json.Unmarshal(body, found)
 }
 
-func (p *pod) load(uid string) (counter, error) {
-	stored := counter{}
-	text, err := os.ReadFile(filepath.Join(p.folder, "of-"+uid))
-	if errors.Is(err, fs.ErrNotExist) {
-		return stored, nil
-	}
-	if err == nil {
-		err = json.Unmarshal(text, &stored)
-	}
-	return stored, err
-}
-
-var errOlder = errors.New("another pod has written since")
-
-// save refuses an older fence. A database compares it in the same statement that writes.
-func (p *pod) save(uid string, mine counter) error {
-	stored, err := p.load(uid)
-	if err != nil {
-		return err
-	}
-	if stored.Fence > mine.Fence {
-		return errOlder
-	}
-	text, err := json.Marshal(mine)
-	if err != nil {
-		return err
-	}
-	draft := filepath.Join(p.folder, fmt.Sprintf("draft-%d", os.Getpid()))
-	if err := os.WriteFile(draft, text, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(draft, filepath.Join(p.folder, "of-"+uid))
-}
-
-func (p *pod) count(uid string, under *claim) (int, error) {
-	p.mutex.Lock()
-	defer p.mutex.Unlock()
-	mine := p.counts[uid]
-	if mine == nil || mine.Fence != under.Fence { // new here
-		stored, err := p.load(uid)
-		if err != nil {
-			return 0, err
+// elsewhere answers 421 with what the agent says of the user's owner: the gateway follows.
+func elsewhere(writer http.ResponseWriter, said http.Header) {
+	for _, header := range []string{"X-Sfroute-Service", "X-Sfroute-Owner", "X-Sfroute-Full"} {
+		if value := said.Get(header); value != "" {
+			writer.Header().Set(header, value)
 		}
-		mine = &counter{stored.Count, under.Fence}
-		// From now on nobody with an older fence can write.
-		if err := p.save(uid, *mine); err != nil {
-			return 0, err
-		}
-		p.counts[uid] = mine
 	}
-	mine.Count++
-	if err := p.save(uid, *mine); err != nil {
-		delete(p.counts, uid)
-		return 0, err
-	}
-	return mine.Count, nil
+	writer.WriteHeader(http.StatusMisdirectedRequest)
 }
 
 func (p *pod) ServeHTTP(writer http.ResponseWriter, request *http.Request) {
@@ -150,20 +91,18 @@ func (p *pod) ServeHTTP(writer http.ResponseWriter, request *http.Request) {
 	}
 	found, answer, err := p.accept(request.Context(), uid)
 	if err == nil && found == nil && answer.StatusCode == http.StatusConflict {
-		// The gateway follows a 421 to the owner.
-		for _, header := range []string{"X-Sfroute-Service", "X-Sfroute-Owner", "X-Sfroute-Full"} {
-			if value := answer.Header.Get(header); value != "" {
-				writer.Header().Set(header, value)
-			}
-		}
-		writer.WriteHeader(http.StatusMisdirectedRequest)
+		elsewhere(writer, answer.Header)
 		return
 	}
 	if err != nil || found == nil {
 		http.Error(writer, "the agent cannot say", http.StatusServiceUnavailable)
 		return
 	}
-	count, err := p.count(uid, found)
+	count, err := p.counters.add(uid, found.Fence)
+	if errors.Is(err, errRefused) {
+		elsewhere(writer, answer.Header)
+		return
+	}
 	if err != nil {
 		http.Error(writer, "the count cannot be kept", http.StatusServiceUnavailable)
 		return
@@ -197,19 +136,16 @@ func (p *pod) forget() {
 }
 
 func (p *pod) heed(event, data string) {
-	p.mutex.Lock()
-	defer p.mutex.Unlock()
 	switch event {
 	case "failed", "superseded", "missed":
-		p.counts = map[string]*counter{}
+		p.counters.forget(func(string) bool { return true })
 	case "lost":
 		lost := struct{ UID string }{}
 		if json.Unmarshal([]byte(data), &lost) == nil {
-			for uid := range p.counts {
-				if name, err := url.PathUnescape(uid); err == nil && name == lost.UID {
-					delete(p.counts, uid)
-				}
-			}
+			p.counters.forget(func(uid string) bool {
+				name, err := url.PathUnescape(uid)
+				return err == nil && name == lost.UID
+			})
 		}
 	}
 }

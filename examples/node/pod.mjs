@@ -2,18 +2,18 @@
 //
 //     sfroute agent --pod 0 --health http://127.0.0.1:8080/healthz -- node pod.mjs 8080 /var/lib/counters
 //
-// It serves a user only if the agent says that this pod has them. Counts are kept in a folder that all pods share, each
-// with the fence of the claim under which it was written, and are read when a user comes here. Nothing is installed.
+// It serves a user only if the agent says that this pod has them. Counts are kept in a folder that all pods share
+// (counters.mjs), and are written under the fence of the user's claim. Nothing is installed.
 
-import fs from 'node:fs'
 import http from 'node:http'
-import path from 'node:path'
+
+import { Counters } from './counters.mjs'
 
 const [port, folder] = [Number(process.argv[2]), process.argv[3]]
 const agent = process.env.SFROUTE_AGENT
 const connections = new http.Agent({ keepAlive: true })
+const counters = new Counters(folder)
 let leaving = false
-const counts = new Map() // uid, as the gateway encodes it -> { count, fence }
 
 function call(method, where) {
   const at = agent.startsWith('unix:') ? { socketPath: agent.slice(5) } : { ...split(agent) }
@@ -33,40 +33,15 @@ function split(url) {
   return { hostname, port }
 }
 
-function load(uid) {
-  try {
-    return JSON.parse(fs.readFileSync(path.join(folder, `of-${uid}`), 'utf8'))
-  } catch (error) {
-    if (error.code !== 'ENOENT') throw error
-    return { count: 0, fence: 0 }
-  }
-}
-
-// A database compares the fence in the same statement that writes.
-function save(uid, { count, fence }) {
-  if (load(uid).fence > fence) return false
-  const draft = path.join(folder, `draft-${process.pid}`)
-  fs.writeFileSync(draft, JSON.stringify({ count, fence }))
-  fs.renameSync(draft, path.join(folder, `of-${uid}`))
-  return true
-}
-
 async function serve(uid) {
   const claim = await call('PUT', `/claims/${uid}`)
   if (claim.status !== 200) return claim
-  let mine = counts.get(uid)
-  if (mine?.fence !== claim.body.fence) { // new here: from now on nobody with an older fence can write
-    mine = { ...load(uid), fence: claim.body.fence }
-    if (!save(uid, mine)) return { status: 409, body: {}, headers: {} }
-  }
-  mine.count += 1
-  counts.set(uid, mine)
-  if (save(uid, mine)) return { status: 200, body: { count: mine.count, pod: claim.body.pod, language: 'node' } }
-  counts.delete(uid)
-  return { status: 409, body: {}, headers: {} } // another pod has written since
+  const count = counters.add(uid, claim.body.fence)
+  if (count === null) return { ...claim, status: 409 } // another pod has had the user since
+  return { status: 200, body: { count, pod: claim.body.pod, language: 'node' } }
 }
 
-// The gateway follows a 421 to the owner.
+// The gateway follows a 421 to the owner. Its headers are the agent's.
 function answerTo(result, response) {
   const headers = { 'content-type': 'application/json', ...(leaving && { connection: 'close' }) }
   if (result.status === 200) return response.writeHead(200, headers).end(`${JSON.stringify(result.body)}\n`)
@@ -97,8 +72,8 @@ function listen(after) {
       for (const event of events) {
         const field = (name) => event.match(new RegExp(`^${name}: (.*)$`, 'm'))?.[1]
         last = Number(field('id') ?? last)
-        if (field('event') === 'lost') counts.delete(encodeURIComponent(JSON.parse(field('data')).uid))
-        if (['failed', 'superseded', 'missed'].includes(field('event'))) counts.clear()
+        if (field('event') === 'lost') counters.forget(encodeURIComponent(JSON.parse(field('data')).uid))
+        if (['failed', 'superseded', 'missed'].includes(field('event'))) counters.forgetAll()
       }
     })
     stream.on('close', again)

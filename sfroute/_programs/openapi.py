@@ -311,6 +311,11 @@ def agent_document() -> Document:
         "description": "With `turn`: the pod that is to have the user, as the event `handover` says.",
         "schema": {"type": "integer", "minimum": 0},
     }
+    service = {"X-Sfroute-Service": _text("The service, percent-encoded.")}
+    has_user = (
+        "This pod has the user. If a database refuses the fence, the pod should answer 421 with the header "
+        "`X-Sfroute-Service` of this answer."
+    )
     refused = _json(
         "Not this pod. `refused`: another pod has the user. `full`, `paused`: this pod takes nobody new. The headers "
         "`X-Sfroute-*` are those of the 421 that the pod should answer.",
@@ -322,7 +327,7 @@ def agent_document() -> Document:
             {"owner": {"type": "integer", "minimum": 0}},
         ),
         {
-            "X-Sfroute-Service": _text("The service, percent-encoded."),
+            **service,
             "X-Sfroute-Owner": _text("The pod that has the user, with `refused`."),
             "X-Sfroute-Full": _text("`1` with `full` and `paused`."),
         },
@@ -348,7 +353,7 @@ def agent_document() -> Document:
             "Claim a user: act for them only if it says 200",
             "accept",
             [],
-            {"200": _json("This pod has the user.", _object(_CLAIM)), "409": refused},
+            {"200": _json(has_user, _object(_CLAIM), service), "409": refused},
         ),
         "get": _of_uid(
             "May this pod act for the user now? Asks nobody",
@@ -374,10 +379,7 @@ def agent_document() -> Document:
             "enter",
             [grace],
             {
-                "201": _json(
-                    "This pod has the user.",
-                    _object({**_CLAIM, "session": {"type": "string"}}),
-                ),
+                "201": _json(has_user, _object({**_CLAIM, "session": {"type": "string"}}), service),
                 "409": refused,
             },
         ),

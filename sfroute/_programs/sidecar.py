@@ -158,10 +158,12 @@ class Sidecar:
     async def _answer_claim(
         self, call: _Call, claim: Claim, status: int, more: Mapping[str, object]
     ) -> None:
+        # The headers are those with which the pod answers its gateway: 421, and who has the user. A claim has them, too,
+        # since a database may refuse its fence before the agent knows that the user was moved.
         if claim:
-            await answer_json(call.send, status, {**_fields(claim), **more})
+            fields = {**_fields(claim), **more}
+            await answer_json(call.send, status, fields, misdirection(self._service))
             return
-        # The headers are those with which the pod answers its gateway: 421, and who has the user.
         fields = {"reason": "refused", "detail": "another pod has the user", "owner": claim.pod}
         headers = [(b"x-sfroute-reason", b"refused"), *misdirection(self._service, claim.pod)]
         await answer_json(call.send, 409, fields, headers)

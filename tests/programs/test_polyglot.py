@@ -153,6 +153,27 @@ def test_a_users_count_goes_on_through_a_restart_and_a_crash(
         assert _count_elsewhere(fleet, "ada") == 6
 
 
+def test_a_pod_whose_fence_is_refused_says_so_to_the_gateway(
+    sfroute_cluster: LocalCluster, sfroute_namespace: str, tmp_path: Path, pod_command: list[str]
+) -> None:
+    """As one that was stopped and has not yet been told: 421 and the service, so that the gateway asks again."""
+    with (
+        Router.from_url(sfroute_cluster.url) as router,
+        pod(
+            Fleet(router, sfroute_namespace), sfroute_cluster, tmp_path, 0, pod_command, unix=True
+        ) as only,
+    ):
+        assert only.ask("ada").json()["count"] == 1
+        (stored,) = (tmp_path / "counters" / "of-ada").iterdir()
+        fence = int(stored.name.partition("-")[0])
+        # What a pod with a newer claim does.
+        stored.rename(stored.with_name(f"{fence + 1}-2"))
+        for _ in range(2):
+            refused = only.ask("ada")
+            assert (refused.status_code, refused.headers["X-Sfroute-Service"]) == (421, "chat")
+        assert [file.name for file in stored.parent.iterdir()] == [f"{fence + 1}-2"]
+
+
 def _count_elsewhere(fleet: Fleet, uid: str) -> int:
     """At pod 0, once the user is there."""
     until(lambda: fleet.router.route(fleet.namespace, uid, "chat", fresh=True).pod == 0, 20)

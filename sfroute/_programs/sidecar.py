@@ -158,8 +158,8 @@ class Sidecar:
     async def _answer_claim(
         self, call: _Call, claim: Claim, status: int, more: Mapping[str, object]
     ) -> None:
-        # The headers are those with which the pod answers its gateway: 421, and who has the user. A claim has them, too,
-        # since a database may refuse its fence before the agent knows that the user was moved.
+        # The headers are those with which the pod answers its gateway: 421, and who has the user. A claim has them,
+        # too: a database may refuse its fence before the agent knows that the user was moved.
         if claim:
             fields = {**_fields(claim), **more}
             await answer_json(call.send, status, fields, misdirection(self._service))

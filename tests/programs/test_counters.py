@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.pods import ROOT, build_go, find_node
+from support.processes import Child
 
 RACING = ROOT / "tests" / "support" / "racing"
 TURNS = 1500
@@ -32,17 +34,18 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 
 def race(commands: list[list[str]], folder: Path) -> list[list[tuple[int, int]]]:
     """What each process was acknowledged: fences, and counts."""
-    processes: list[subprocess.Popen[str]] = []
-    try:
-        for slot, command in enumerate(commands):
-            processes.append(
-                subprocess.Popen(
+    with contextlib.ExitStack() as exits:
+        processes = [
+            exits.enter_context(
+                Child(
                     [*command, str(folder), "ada", str(slot), str(TURNS)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,
                 )
             )
+            for slot, command in enumerate(commands)
+        ]
         for process in processes:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
@@ -52,10 +55,6 @@ def race(commands: list[list[str]], folder: Path) -> list[list[tuple[int, int]]]
             process.stdin.flush()
         told = [process.communicate()[0] for process in processes]
         assert [process.returncode for process in processes] == [0] * len(processes)
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
     return [
         [(int(fence), int(count)) for fence, count in map(str.split, lines.splitlines())]
         for lines in told

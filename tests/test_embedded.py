@@ -144,7 +144,6 @@ class TestCluster:
         cluster.wait_healthy()
 
 
-@pytest.mark.timeout(120)
 class TestDisturbances:
     """One cluster each: what must follow from what is in one test."""
 

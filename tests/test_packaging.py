@@ -22,7 +22,7 @@ import pytest
 from sfroute import __version__
 from sfroute._contract.scripts import SCRIPTS
 
-pytestmark = [pytest.mark.packaging, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.packaging
 
 ROOT: Final = Path(__file__).parent.parent
 CONSTRAINTS: Final = ROOT / "constraints" / "dev.txt"

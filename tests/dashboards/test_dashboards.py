@@ -61,8 +61,6 @@ GATEWAYS, PODS = "gateways", "pods"
 OWN = f'job="{GATEWAYS}"'
 """The gateway's series: pods have routers too."""
 
-pytestmark = pytest.mark.timeout(150)
-
 
 def title_of(panel: dict[str, Any]) -> str:
     title: str = panel["title"]

@@ -169,7 +169,6 @@ def test_the_defaults_are_those_of_the_code() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_the_tests_of_the_page_pass(tmp_path: Path) -> None:
     (tmp_path / "gateway.py").write_text(block(TESTING, "python", 0).text)
     (tmp_path / "test_gateway.py").write_text(block(TESTING, "python", 1).text)
@@ -188,7 +187,6 @@ def test_the_tests_of_the_page_pass(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_a_primary_dies_in_the_test_of_the_page(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text(block(TESTING, "toml", 0).text)
     (tmp_path / "test_breaking.py").write_text(block(TESTING, "python", 2).text)

@@ -155,7 +155,6 @@ async def test_presence(sfroute_cluster: LocalCluster, sfroute_namespace: str) -
             await heeding
 
 
-@pytest.mark.timeout(90)
 async def test_users_are_handed_over(sfroute_cluster: LocalCluster) -> None:
     """To the other pod, with what was in memory; who wakes up too late can write no more."""
     with LocalServer() as server, executed(block(HANDING_OVER, "python", 0)) as names:

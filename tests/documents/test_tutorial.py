@@ -78,7 +78,6 @@ def test_the_first_block_makes_an_environment_with_the_extras() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_every_command_shows_what_the_page_shows(tmp_path: Path) -> None:
     for name, found in FILES.items():
         (tmp_path / name).write_text(found.text, encoding="utf-8")

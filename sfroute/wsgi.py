@@ -32,6 +32,7 @@ from typing import Any, TypeAlias
 from . import _forks as forks
 from ._fronts.sync import Router
 from ._fronts.sync_agent import PodAgent
+from ._operations.restarted import is_elsewhere
 from ._operations.terms import checked_exclude
 from ._pods.policies import Policy
 from ._web.answers import (
@@ -55,7 +56,6 @@ from ._web.requests import (
     misdirection,
     uid_from,
 )
-from ._web.restarted import is_elsewhere
 from .errors import (
     ConfigError,
     InvalidArgument,
@@ -112,13 +112,16 @@ class Routed:
         if it answered 421.
 
         The refusal is reported (``Router.report_failure``). A pod that was restarted at another address meanwhile is
-        neither excluded nor reported: its new address is returned. Raises what ``Router.route`` does.
+        neither excluded nor reported: its new address is returned. While the store does not tell of pods, a user whom
+        the refusing life of the pod had claimed is moved at once; for others the pods are asked for until the deadline.
+
+        Raises what ``Router.route`` does; ``StoreUnavailable`` also if a later life of the pod has the user, and its
+        address could not be read.
         """
         exclude = checked_exclude(exclude)
         if self.pod in exclude:
-            if self.router._call(
-                lambda r: is_elsewhere(r, self.namespace, self.service, self.link)
-            ):
+            name = self.namespace, self.uid, self.service
+            if self.router._call(lambda r: is_elsewhere(r._inside.engine, name, self.link)):
                 exclude, fresh = exclude - {self.pod}, True
             else:
                 self.router.report_failure(self.namespace, self.service, self.pod)

@@ -125,6 +125,8 @@ class Deployment:
                 *(sys.executable, "-m", "uvicorn", "--factory", "gateway:create_app"),
                 *("--app-dir", str(HERE), "--host", "127.0.0.1", "--port", str(port)),
                 *("--ws", "websockets-sansio", "--no-access-log", "--log-level", "warning"),
+                # Longer than users keep idle connections: one must not be closed just as a request is sent.
+                *("--timeout-keep-alive", "60"),
             ],
             port,
             SFROUTE_SERVICE=SERVICE,

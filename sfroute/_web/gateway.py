@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final
 
 from .._fronts.router import AsyncRouter
+from .._operations.restarted import is_elsewhere
 from .._operations.terms import checked_exclude
 from .._pods.policies import Policy
 from ..errors import (
@@ -24,6 +25,7 @@ from .requests import (
     ASGIApp,
     Exempt,
     Message,
+    Misdirected,
     Receive,
     Scope,
     Send,
@@ -37,7 +39,6 @@ from .requests import (
     misdirected,
     uid_from,
 )
-from .restarted import is_elsewhere
 
 __all__ = ["Routed", "SfrouteMiddleware"]
 
@@ -85,13 +86,17 @@ class Routed:
 
         Pass ``exclude=[routed.pod]`` if it refused the connection, ``fresh=True`` if it says that another pod has the
         user. The refusal is reported (``AsyncRouter.report_failure``). A pod that was restarted at another address
-        meanwhile is neither excluded nor reported: its new address is returned. Raises what ``AsyncRouter.route``
-        raises.
+        meanwhile is neither excluded nor reported: its new address is returned. While the store does not tell of
+        pods, a user whom the refusing life of the pod had claimed is moved at once; for others the pods are asked for
+        until the deadline.
+
+        Raises what ``AsyncRouter.route`` raises; ``StoreUnavailable`` also if a later life of the pod has the user, and
+        its address could not be read.
         """
         link = self.namespace, self.uid, self.service
         exclude = checked_exclude(exclude)
         if self.pod in exclude:
-            if await is_elsewhere(self.router, self.namespace, self.service, self.link):
+            if await is_elsewhere(self.router._inside.engine, link, self.link):
                 exclude, fresh = exclude - {self.pod}, True
             else:
                 self.router.report_failure(self.namespace, self.service, self.pod)
@@ -222,10 +227,8 @@ class SfrouteMiddleware:
         scope.clear()
         scope.update(before)
         routed: Routed = before[self._key]
-        # A pod that has stopped may be thought to run for a moment still.
-        exclude = [routed.pod] if first.misdirected == "left" else ()
         # Also if the body is gone: the client's next request will be told the right pod.
-        refusal = await self._route(scope, routed.uid, exclude=exclude, fresh=True)
+        refusal = await self._route(scope, routed.uid, after=(routed.link, first.misdirected))
         if refusal is not None or first.heard is None:
             return refusal or NOBODY_CAN_SERVE
         second = _Attempt(_replayed(first.heard, receive), send, self._service, 0)
@@ -243,14 +246,23 @@ class SfrouteMiddleware:
         return await self._route(scope, uid)
 
     async def _route(
-        self, scope: Scope, uid: str, *, exclude: Collection[int] = (), fresh: bool = False
+        self, scope: Scope, uid: str, *, after: tuple[Link, Misdirected] | None = None
     ) -> tuple[int, str] | None:
+        """``after``: where the user was turned away, and how."""
         if self._router is None:
             self._router = self._make_router()
-        link = (self._namespace, uid, self._service)
+        router, link = self._router, (self._namespace, uid, self._service)
+        exclude: Collection[int] = ()
         try:
+            if after is not None:
+                found, why = after
+                # A stopped pod may be thought to run for a moment still. Another life of it may run elsewhere.
+                if why == "full" or (
+                    why == "left" and not await is_elsewhere(router._inside.engine, link, found)
+                ):
+                    exclude = [found.pod]
             scope[self._key] = await _route(
-                self._router, link, self._terms, exclude=exclude, fresh=fresh
+                router, link, self._terms, exclude=exclude, fresh=after is not None
             )
         except (InvalidArgument, NoRoutablePod, StoreError, RouterClosed) as error:
             about = log_fields(self._namespace, self._service)
@@ -316,7 +328,7 @@ class _Attempt:
         self._service = service
         self._room = room
         self.heard: list[Message] | None = []
-        self.misdirected: Literal["elsewhere", "left"] | None = None
+        self.misdirected: Misdirected | None = None
 
     async def hear(self) -> Message:
         """For ``receive``."""

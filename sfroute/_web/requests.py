@@ -19,6 +19,7 @@ __all__ = [
     "ForwardedUid",
     "HeaderUid",
     "Message",
+    "Misdirected",
     "PathUid",
     "QueryUid",
     "Receive",
@@ -49,6 +50,9 @@ UidExtractor: TypeAlias = Callable[[Scope], str | None]
 
 Exempt: TypeAlias = Collection[str] | Callable[[Scope], bool]
 """Requests for no user: paths (``"/healthz"``, or ``"/static/*"`` for all below it), or a function of the scope."""
+
+Misdirected: TypeAlias = Literal["elsewhere", "left", "full"]
+"""Why a pod does not serve a user: another one has them, it has stopped, or it takes nobody new."""
 
 MISDIRECTED: Final = 421
 """What a pod answers when the user is another pod's (RFC 9110, 15.5.20)."""
@@ -299,11 +303,11 @@ def misdirection(
     return headers
 
 
-def misdirected(message: Message, service: str) -> Literal["elsewhere", "left"] | None:
-    """Whether an answer begins as the 421 of a pod of the service: the user is elsewhere, or the pod takes them not."""
+def misdirected(message: Message, service: str) -> Misdirected | None:
+    """Whether an answer begins as the 421 of a pod of the service, and why."""
     if message["status"] != MISDIRECTED:
         return None
     said = {bytes(name).lower(): bytes(value) for name, value in message.get("headers", ())}
     if said.get(SERVICE_HEADER) != quote(service, safe="").encode():
         return None
-    return "left" if LEFT_HEADER in said or FULL_HEADER in said else "elsewhere"
+    return "left" if LEFT_HEADER in said else "full" if FULL_HEADER in said else "elsewhere"

@@ -342,6 +342,39 @@ async def test_a_pod_that_was_restarted_elsewhere_keeps_its_users(
             assert router.stats().ejected == {(namespace, "chat"): (routed.pod,)}
 
 
+async def test_what_a_pod_said_before_it_was_restarted_takes_nobody_from_it(
+    cluster: LocalCluster, namespace: str
+) -> None:
+    """With `pod="auto"` another process may have the pod id while the one before still says that it has left."""
+    with Router.from_url(cluster.url) as pods:
+        for pod in (4, 7):
+            report(pods, namespace, pod, f"10.0.0.{pod}")
+        pods.set_linked_pod(namespace, "ada", "chat", 4)
+        async with AsyncRouter.from_url(cluster.url, config=OLD_VIEWS) as router:
+            gateway = Restarted(router, namespace)
+            gateway.refusal = lambda: Response(
+                "no", 421, headers=NOT_MINE | {"x-sfroute-left": "1"}
+            )
+            assert (await router.route(namespace, "ada", "chat")).address == "10.0.0.4:8080"
+            report(pods, namespace, 4, "10.0.1.4")
+            async with gateway.served() as site:
+                response = await site.get("/api/", headers=ADA)
+            assert response.json()["pod"] == 4
+            assert gateway.addresses == ["10.0.0.4:8080", "10.0.1.4:8080"]
+
+
+class Restarted(Gateway):
+    """Pod 4 has left the address that it had, and serves at the next."""
+
+    def __init__(self, router: AsyncRouter, namespace: str) -> None:
+        super().__init__(router, namespace)
+        self.addresses: list[str | None] = []
+
+    async def refuses(self, routed: Routed) -> bool:
+        self.addresses.append(routed.link.address)
+        return routed.link.address == "10.0.0.4:8080"
+
+
 def test_the_same_for_wsgi(cluster: LocalCluster, namespace: str) -> None:
     with Router.from_url(cluster.url) as pods:
         for pod in (1, 2):

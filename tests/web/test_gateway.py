@@ -87,6 +87,8 @@ async def read_until(process: Process, beginning: str) -> list[str]:
         lines.append(line.decode())
         if lines[-1].startswith(beginning):
             return lines
+    # It has ended, and a signal to a process that nobody has waited for takes its exit status from asyncio.
+    await process.wait()
     raise AssertionError("".join(lines))
 
 

@@ -75,9 +75,12 @@ dashboard-pictures: venv ## take the pictures of the dashboard in docs/images ag
 	@programs=$$(.ci/prometheus) && .ci/chromium >/dev/null && \
 		PATH="$$programs:$$PATH" SFROUTE_PICTURES=docs/images $(BIN)/python -m pytest tests/dashboards -k "draws or pictures" $(ARGS)
 
+# Two proxies at a time, each with its own cluster and pods.
+PROXIES_AT_ONCE = $(if $(filter-out 1,$(FILES)),-n 2 --dist loadgroup)
 .PHONY: test-proxies
-test-proxies: venv ## run the recipes for nginx, Caddy, HAProxy and Traefik in front of real pods that restart and crash
-	@programs=$$(.ci/proxies) && PATH="$$programs:$$PATH" $(BIN)/python -m pytest tests/proxies $(ARGS)
+test-proxies: venv ## run the recipes for nginx, Caddy, HAProxy and Traefik before pods in Python, Node.js and Go that restart and crash
+	@programs=$$(.ci/proxies) && { go=$$(.ci/go) || go=$$programs; } && \
+		PATH="$$programs:$$go:$$PATH" $(BIN)/python -m pytest tests/proxies $(PROXIES_AT_ONCE) $(ARGS)
 
 # CHECKOV=no leaves out the tool that is large.
 CHECKOV ?= checkov

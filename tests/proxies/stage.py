@@ -1,4 +1,7 @@
-"""A cluster, three pods at addresses that stay, `sfroute serve`, and a proxy with the configuration of the page."""
+"""A cluster, three pods at addresses that stay, `sfroute serve`, and a proxy with the configuration of the page.
+
+The pods are in Python, unless a test says otherwise, and share a folder of counters.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +30,13 @@ PAGE = "docs/how-to/proxies.md"
 POD: Final = Path(__file__).parents[2] / "examples" / "gateway" / "pod.py"
 PODS: Final = (0, 1, 2)
 NAMESPACE: Final = "example"
+LEASE_SECONDS: Final = 3.0
+DRAIN_SECONDS: Final = 1.2
 
 
 @dataclass
 class Stage:
-    """What runs. `url`: of the proxy; `asked`: of `sfroute serve`."""
+    """What runs. `url`: of the proxy; `asked`: of `sfroute serve`; `commands`: of pods that are not in Python."""
 
     cluster: LocalCluster
     folder: Path
@@ -40,6 +45,7 @@ class Stage:
     asked: str = ""
     name: str = ""
     pods: dict[int, Child[bytes]] = field(default_factory=dict)
+    commands: dict[int, list[str]] = field(default_factory=dict)
 
     def start_pod(self, pod: int) -> None:
         """Start it, and wait until it takes users."""
@@ -47,19 +53,29 @@ class Stage:
         self.await_pod(pod)
 
     def launch_pod(self, pod: int) -> None:
-        port = self.ports[pod]
+        port = str(self.ports[pod])
+        command = [sys.executable, str(POD)]
+        if pod in self.commands:
+            command = [
+                *(sys.executable, "-m", "sfroute", "agent", "--pod", str(pod)),
+                *("--address", f"127.0.0.1:{port}", "--health", f"http://127.0.0.1:{port}/healthz"),
+                *("--heartbeat", str(LEASE_SECONDS / 5), "--lease", str(LEASE_SECONDS)),
+                *("--drain", str(DRAIN_SECONDS), "--listen", f"unix:{self.folder}/agent-{pod}"),
+                *("--", *self.commands[pod], port, str(self.counters)),
+            ]
         with (self.folder / f"pod-{pod}.log").open("ab") as log:
             self.pods[pod] = Child(
-                [sys.executable, str(POD)],
+                command,
                 env={
                     **os.environ,
                     "SFROUTE_URL": self.cluster.url,
                     "SFROUTE_NAMESPACE": NAMESPACE,
+                    "SFROUTE_SERVICE": "chat",
                     "POD_NAME": f"chat-{pod}",
-                    "PORT": str(port),
-                    "LEASE_SECONDS": "3",
-                    "DRAIN_SECONDS": "1.2",
-                    "DATABASE": str(self.folder / "counters.db"),
+                    "PORT": port,
+                    "LEASE_SECONDS": str(LEASE_SECONDS),
+                    "DRAIN_SECONDS": str(DRAIN_SECONDS),
+                    "DATABASE": f"{self.counters}/",
                 },
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -87,6 +103,18 @@ class Stage:
         self.pods[pod].send_signal(number)
         self.pods[pod].wait(60)
 
+    def kill_command(self, pod: int) -> None:
+        """Kill a pod that an agent minds, without its agent, which then ends."""
+        process = self.pods[pod]
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for child in children:
+            os.kill(int(child), signal.SIGKILL)
+        process.wait(60)
+
+    @property
+    def counters(self) -> Path:
+        return self.folder / "counters"
+
     def connections_to(self, pod: int) -> int:
         """TCP connections to a pod, those that ended lately with them."""
         there = f"{self.ports[pod]:04X}"
@@ -98,6 +126,7 @@ class Stage:
 def stage(cluster: LocalCluster, folder: Path) -> Iterator[Stage]:
     """Three pods."""
     made = Stage(cluster, folder, {pod: free_port() for pod in PODS})
+    made.counters.mkdir()
     try:
         for pod in PODS:
             made.launch_pod(pod)

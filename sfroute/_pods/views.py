@@ -17,9 +17,8 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .._commands.command import script_command
 from .._commands.commands import Commands
@@ -32,6 +31,7 @@ from ..errors import RouterClosed, SfrouteError, StoreError, StoreUnavailable
 from ..telemetry import SharedWork
 from ..telemetry.logs import log_fields
 from .failures import Failures
+from .patience import Patience
 from .policies import Placements
 from .remembered_states import RememberedStates
 from .service_view import ServiceView
@@ -45,8 +45,6 @@ USABLE_PERIODS = 2
 """A view may be used while it is renewed, up to this many times ``pod_view_max_age``; after that callers wait."""
 CLOCK_JUMP = 0.1
 """Seconds by which a server's clock gets ahead of this process's between two readings if it jumped; less is drift."""
-PATIENCE = 0.25
-"""Seconds a fetch may take before it counts as trouble and known links are served without it."""
 MAX_STATE_BYTES = 16 * 1024 * 1024
 """If the states of a service are larger together, the application's own fields are left out."""
 EMPTYING_SECONDS = 5.0
@@ -72,11 +70,12 @@ class Seen(NamedTuple):
 class _Service:
     """What is kept of one service.
 
-    ``troubled_since``: when the first of those fetches began that have failed or taken long; ``troubled_until``: when
-    the last of them failed. ``refused``: the last fetch, if what it found cannot be read, such as states that take too
-    many bytes, and ``refused_until``: until then it is not read again. ``allowance``: seconds by which heartbeats may
-    seem late through no fault of the pods, until ``allowed_until``. ``server_time``: the server's clock at the last
-    reading, and when that reading began, both in seconds.
+    ``patience``: that with the last fetch, which all who wait for it share. ``troubled_since``: when the first of those
+    fetches began that have failed or taken long; ``troubled_until``: when the last of them failed. ``refused``: the
+    last fetch, if what it found cannot be read, such as states that take too many bytes, and ``refused_until``: until
+    then it is not read again. ``allowance``: seconds by which heartbeats may seem late through no fault of the pods,
+    until ``allowed_until``. ``server_time``: the server's clock at the last reading, and when that reading began, both
+    in seconds.
     """
 
     __slots__ = (
@@ -88,6 +87,7 @@ class _Service:
         "fetch_sent",
         "fetch_work",
         "longest_lease",
+        "patience",
         "placements",
         "refused",
         "refused_until",
@@ -103,6 +103,7 @@ class _Service:
         self.fetch_began = 0.0
         self.fetch_sent = False
         self.fetch_work = SharedWork()
+        self.patience: Patience | None = None
         self.longest_lease = 0.0
         self.placements = Placements()
         self.failures = Failures()
@@ -181,7 +182,7 @@ class PodViews:
         if give_up is None:
             give_up = began + self._deadline
         while True:
-            fetch = await self._ask(name, fresh=fresh, until=lambda _: give_up)
+            fetch = await self._ask(name, fresh=fresh, give_up=give_up)
             if not fetch.done():
                 raise StoreUnavailable(
                     "the pods of a service could not be read within "
@@ -204,7 +205,7 @@ class PodViews:
         fresh: bool = False,
         give_up: float | None = None,
     ) -> Seen:
-        """As ``get``, but if the store does not answer within ``PATIENCE``, the last view, however old.
+        """As ``get``, but if the store does not answer before all patience is over, the last view, however old.
 
         Raises what ``Commands.run`` raises, except errors that pass by themselves.
         """
@@ -213,11 +214,8 @@ class PodViews:
             view = self.usable(namespace, service)
             if view is not None:
                 return Seen(view, True)
-        until = self._end_of_patience
-        if give_up is not None:
-            until = partial(self._end_before, give_up)
         try:
-            fetch = await self._ask(name, fresh=fresh, until=until)
+            fetch = await self._ask(name, fresh=fresh, give_up=give_up, patient=False)
             if fetch.done():
                 return Seen(_view_of(fetch), True)
         except StoreError as error:
@@ -299,34 +297,44 @@ class PodViews:
         return known
 
     async def _ask(
-        self, name: tuple[str, str], *, fresh: bool, until: Callable[[_Service], float]
+        self, name: tuple[str, str], *, fresh: bool, give_up: float | None, patient: bool = True
     ) -> asyncio.Task[ServiceView]:
-        """A fetch, done unless it takes longer than ``until``."""
+        """A fetch, done unless it takes too long: past ``give_up``, or unless ``patient`` past what all who are not
+        share.
+        """
         known = self._service(name)
         if fresh and known.fetch is not None and known.fetch_sent:
             # It may have been answered before this call.
             known.fetch_work.join()
-            await self._wait(known.fetch, until(known))
+            before = await self._wait(known, known.fetch, give_up, patient=patient)
+            if not before.done():
+                return before
         if not fresh and known.refused is not None and self._clock() < known.refused_until:
             # Reading it again would cost the server as much as before.
             return known.refused
         fetch = self._fetch_once(name, known)
         known.fetch_work.join()
-        await self._wait(fetch, until(known))
-        return fetch
+        return await self._wait(known, fetch, give_up, patient=patient)
 
-    async def _wait(self, fetch: asyncio.Task[ServiceView], until: float) -> None:
+    async def _wait(
+        self,
+        known: _Service,
+        fetch: asyncio.Task[ServiceView],
+        give_up: float | None,
+        *,
+        patient: bool,
+    ) -> asyncio.Task[ServiceView]:
         # A caller who gives up does not take the fetch from the others.
-        await asyncio.wait([fetch], timeout=max(0.0, until - self._clock()))
-
-    @staticmethod
-    def _end_of_patience(known: _Service) -> float:
-        """All callers share one patience: it begins with the fetch, and ends at the first trouble."""
-        return -inf if known.troubled_since is not None else known.fetch_began + PATIENCE
-
-    @classmethod
-    def _end_before(cls, give_up: float, known: _Service) -> float:
-        return min(give_up, cls._end_of_patience(known))
+        timeout = None if give_up is None else max(0.0, give_up - self._clock())
+        ends: list[asyncio.Future[Any]] = [fetch]
+        if not patient:
+            assert known.patience is not None
+            ends.append(known.patience.over)
+            if known.troubled_since is not None:
+                # Nobody waits through the same trouble again.
+                timeout = 0.0
+        await asyncio.wait(ends, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        return fetch
 
     def _fetch_once(self, name: tuple[str, str], known: _Service) -> asyncio.Task[ServiceView]:
         if known.fetch is None:
@@ -338,6 +346,7 @@ class PodViews:
                 # Nobody has asked for a long time, so nothing is known of how the trouble went on.
                 known.troubled_since = None
             known.fetch_work = SharedWork()
+            known.patience = Patience(self._loop)
             known.fetch = self._loop.create_task(
                 self._fetch(name, known), context=known.fetch_work.context()
             )
@@ -352,6 +361,8 @@ class PodViews:
         self, name: tuple[str, str], known: _Service, fetch: asyncio.Task[ServiceView]
     ) -> None:
         known.fetch = None
+        if known.patience is not None:
+            known.patience.stop()
         if known.view is not None:
             known.view.renewing = False
         known.refused = None
@@ -387,8 +398,12 @@ class PodViews:
             )
         )
         answered_at = self._clock()
-        if answered_at - read_at > PATIENCE and known.troubled_since is None:
-            known.troubled_since = read_at
+        patience = known.patience
+        assert patience is not None
+        patience.stop()
+        if patience.over.done() and known.troubled_since is None:
+            # Not since it was sent: for as long as this process was kept from reading, the store had no trouble.
+            known.troubled_since = answered_at - patience.waited
         pods = {
             pod: self._states.read(pod, state, age)
             for pod, state, age in replies.service_pods(reply, key)

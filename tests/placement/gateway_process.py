@@ -20,25 +20,37 @@ class Gateway:
     """Routes uids of a population that grows, at a steady rate.
 
     Attributes:
-        log: of each route: when it was asked, when it was answered, the uid, the pod, the source.
+        log: of each route: when it was asked, when it was answered, the uid, the pod, the source, the pod view.
     """
 
     def __init__(self, route: Ask, seed: int) -> None:
-        self.log: list[tuple[float, float, str, int, str]] = []
+        self.log: list[tuple[float, float, str, int, str, str]] = []
         self.errors: list[str] = []
         self._route = route
         self._random = random.Random(seed)
         self._working: asyncio.Task[None] | None = None
+        self._asking: set[asyncio.Task[Any]] = set()
 
-    async def one(self, uid: str) -> int | None:
+    async def one(self, uid: str) -> tuple[int, str] | None:
+        """The pod, and what was known of the pods."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
         asked = time.monotonic()
         try:
             link = await self._route(uid)
         except SfrouteError as error:
             self.errors.append(f"{type(error).__name__}: {error}")
             return None
-        self.log.append((asked, time.monotonic(), uid, link.pod, link.source))
-        return link.pod
+        answered = time.monotonic()
+        self.log.append((asked, answered, uid, link.pod, link.source, link.pod_view))
+        return link.pod, link.pod_view
+
+    async def settle(self) -> None:
+        """Wait until what was asked before now is answered."""
+        if self._asking:
+            await asyncio.wait(set(self._asking))
 
     def work(self, routes: int, seconds: float, uids: int) -> None:
         """In each hundredth of a second route some uids at once; the population grows by half meanwhile."""
@@ -74,6 +86,9 @@ async def serve(router: Any, gateway: Gateway, see: Callable[[], Awaitable[Any]]
                 say({pod.id: pod.status for pod in pods.values()})
             case "route":
                 say(await asyncio.gather(*map(gateway.one, word["uids"])))
+            case "settle":
+                await gateway.settle()
+                say({})
             case "report":
                 if word.get("finish"):
                     await gateway.done()
@@ -82,7 +97,7 @@ async def serve(router: Any, gateway: Gateway, see: Callable[[], Awaitable[Any]]
                 before = len(gateway.log)
                 await asyncio.sleep(max(0.0, word["at"] - time.monotonic()))
                 await asyncio.gather(*(gateway.one(word["uid"]) for _ in range(word["times"])))
-                say([entry[3:] for entry in gateway.log[before:]])
+                say([entry[3:5] for entry in gateway.log[before:]])
 
 
 async def main(

@@ -418,6 +418,46 @@ class TestWithoutTheStatesPrimary:
         await router.aclose()
 
 
+class HeldUp:
+    """A policy that from now on holds up the loop that it is called on, in every turn."""
+
+    SECONDS = 0.3
+
+    def __init__(self) -> None:
+        self.over = False
+
+    def rank(self, uid: str, candidates: Sequence[Candidate]) -> list[int]:
+        self._hold_up(asyncio.get_running_loop())
+        return [candidate.id for candidate in candidates]
+
+    def _hold_up(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self.over:
+            time.sleep(self.SECONDS)
+            loop.call_soon(self._hold_up, loop)
+
+
+@pytest.mark.slow
+async def test_a_gateways_own_lateness_is_no_silence_of_the_store(
+    make_router: Callable[..., Any], single: LocalServer, namespace: str
+) -> None:
+    config = RouterConfig(
+        retry=RetryConfig(deadline=30.0), placement=PlacementConfig(pod_view_max_age=0.01)
+    )
+    router = make_router(single.url, config=config)
+    await router.set_service_state(namespace, "chat", 1, "Running")
+    await router.set_service_state(namespace, "chat", 7, STOPPED)
+    for uid in ("ada", "ben"):
+        await router.set_linked_pod(namespace, uid, "chat", 7)
+    held_up = HeldUp()
+    try:
+        assert (await router.route(namespace, "ada", "chat", policy=held_up)).pod == 1
+        link = await router.route(namespace, "ben", "chat")
+    finally:
+        held_up.over = True
+    assert (link.pod, link.source, link.pod_view) == (1, "moved", "current")
+    await router.aclose()
+
+
 class TestExcludedByTwo:
     """Two gateways that each reach only one of two pods."""
 

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -90,6 +91,11 @@ async def where(router: Any, namespace: str, uids: Sequence[str] = UIDS) -> dict
 
 QUICK = RouterConfig(placement=PlacementConfig(pod_timeout=1.0))
 PATIENT = RouterConfig(placement=PlacementConfig(pod_timeout=60.0))
+SOON = 10.0
+"""Seconds in which what is done at once is done, however busy the machine. Whoever waits for the store waits longer."""
+LONG = RouterConfig(
+    retry=RetryConfig(deadline=3 * SOON), placement=PlacementConfig(pod_timeout=2.0)
+)
 
 
 class TestAfterAnOutage:
@@ -263,8 +269,9 @@ class TestWithoutTheStatesPrimary:
         paused: Callable[[], None],
         namespace: str,
     ) -> None:
-        config = RouterConfig(placement=PlacementConfig(pod_timeout=2.0))
-        router = make_router(some_cluster.url, config=config)
+        router = make_router(
+            some_cluster.url, config=replace(LONG, placement=PlacementConfig(pod_timeout=2.0))
+        )
         uids = uids_elsewhere(some_cluster, namespace)
         await router.route(namespace, uids[0], "chat")
         paused()
@@ -273,7 +280,7 @@ class TestWithoutTheStatesPrimary:
         for uid in uids[1:10]:
             link = await router.route(namespace, uid, "chat")
             assert (link.source, link.pod_view) == ("placed", "old")
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < SOON
         await router.aclose()
 
     async def test_a_known_one_never_waits_long_for_it(
@@ -284,7 +291,7 @@ class TestWithoutTheStatesPrimary:
         namespace: str,
     ) -> None:
         uid = uids_elsewhere(some_cluster, namespace)[0]
-        known = make_router(some_cluster.url)
+        known = make_router(some_cluster.url, config=LONG)
         pod = (await known.route(namespace, uid, "chat")).pod
         await asyncio.sleep(1.2)
         paused()
@@ -293,7 +300,7 @@ class TestWithoutTheStatesPrimary:
         took = time.monotonic() - began
         assert (link.pod, link.pod_view) == (pod, "old")
         await known.aclose()
-        assert took < 0.4
+        assert took < SOON
 
     async def test_nor_does_one_whose_gateway_is_new(
         self,
@@ -306,7 +313,7 @@ class TestWithoutTheStatesPrimary:
         uids = uids_elsewhere(some_cluster, namespace)[:4]
         async with AsyncRouter.from_url(some_cluster.url) as other:
             pods = {uid: (await other.route(namespace, uid, "chat")).pod for uid in uids}
-        new = make_router(some_cluster.url)
+        new = make_router(some_cluster.url, config=LONG)
         await new.open()
         # Its connections are there: how long those take is not what this is about.
         await asyncio.gather(*(new.get_linked_pod(namespace, uid, "chat") for uid in uids))
@@ -316,7 +323,7 @@ class TestWithoutTheStatesPrimary:
             link = await new.route(namespace, uid, "chat")
             took = time.monotonic() - began
             assert (link.pod, link.pod_view) == (pod, "old")
-            assert took < 0.4
+            assert took < SOON
         await new.aclose()
 
     async def test_nobody_is_moved_off_a_pod_that_has_started_again(
@@ -380,7 +387,7 @@ class TestWithoutTheStatesPrimary:
         paused: Callable[[], None],
         namespace: str,
     ) -> None:
-        config = RouterConfig(retry=RetryConfig(deadline=1.0))
+        config = RouterConfig(retry=RetryConfig(deadline=3.0))
         router = make_router(some_cluster.url, config=config)
         await router.open()
         uid = uids_elsewhere(some_cluster, namespace)[0]
@@ -388,7 +395,8 @@ class TestWithoutTheStatesPrimary:
         began = time.monotonic()
         with pytest.raises(StoreUnavailable):
             await router.route(namespace, uid, "chat")
-        assert 0.9 < time.monotonic() - began < 1.3
+        # Two deadlines, one after the other, would take 6 s.
+        assert 2.9 < time.monotonic() - began < 5.5
         await router.aclose()
 
     async def test_so_does_a_write_that_comes_late(
@@ -398,21 +406,21 @@ class TestWithoutTheStatesPrimary:
         paused: Callable[[], None],
         namespace: str,
     ) -> None:
-        config = RouterConfig(retry=RetryConfig(deadline=2.0))
+        config = RouterConfig(retry=RetryConfig(deadline=4.0))
         router = make_router(some_cluster.url, config=config)
         await router.open()
         states = some_cluster.primary_of(state_key(namespace, "chat"))
         uid = uids_elsewhere(some_cluster, namespace)[0]
         node = some_cluster.primary_of(link_key(namespace, uid, "chat"))
         paused()
-        asyncio.get_running_loop().call_later(1.2, some_cluster.resume, states)
+        asyncio.get_running_loop().call_later(2.4, some_cluster.resume, states)
         policy = Pausing(lambda: some_cluster.pause(node))
         began = time.monotonic()
         try:
             with pytest.raises(StoreError):
                 await router.route(namespace, uid, "chat", policy=policy)
-            # Two deadlines, one after the other, would take 3.2 s.
-            assert 1.9 < time.monotonic() - began < 2.9
+            # Two deadlines, one after the other, would take 6.4 s.
+            assert 3.9 < time.monotonic() - began < 6.0
         finally:
             some_cluster.resume(node)
         await router.aclose()
@@ -580,7 +588,8 @@ class TestWhenTheStoreForgets:
         how: str,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        router = make_router(single.url)
+        config = replace(LONG, placement=PlacementConfig(reassert_grace=2 * SOON))
+        router = make_router(single.url, config=config)
         before = await where(router, namespace)
         with caplog.at_level(logging.WARNING, "sfroute.store"):
             await self.forget(single, how)
@@ -591,7 +600,7 @@ class TestWhenTheStoreForgets:
                 await fleet.router.set_linked_pod(namespace, uid, "chat", pod)
             began = time.monotonic()
             assert await asking == before
-            assert time.monotonic() - began < 0.25
+            assert time.monotonic() - began < SOON
         await router.aclose()
         lost = [record for record in caplog.records if "has lost its data" in record.message]
         assert len(lost) == 1

@@ -36,7 +36,10 @@ def test_the_page_has_every_reason_header_and_term() -> None:
 
 def test_envoy_asks_a_question_that_is_understood() -> None:
     filters = yaml.safe_load(block(PAGE, "yaml", 0).text)["http_filters"]
-    service = filters[0]["typed_config"]["http_service"]
+    ext_authz = filters[0]["typed_config"]
+    # Envoy passes on no other headers of the user's, but for a few of its own choice.
+    assert ext_authz["allowed_headers"]["patterns"] == [{"exact": "x-user-id"}]
+    service = ext_authz["http_service"]
     prefix = service["path_prefix"]
     assert prefix.encode() == PATH
     # What Envoy sends: the user's method and headers, and the prefix before path and query.

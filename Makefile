@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints/dev.txt sfroute/_version.py
 	@touch $@
 
 .PHONY: demo
-demo: venv ## route 20,000 requests on a local cluster and kill a primary; then drain, crash and evacuate pods
+demo: venv ## route 20,000 requests on a local cluster and kill a primary; then add, drain, crash and evacuate pods
 	@$(BIN)/python examples/demo
 
 .PHONY: trace-demo

@@ -22,6 +22,8 @@ DEMO: Final = ROOT / "examples" / "demo"
 # Its programs import each other by name.
 sys.path.insert(0, str(DEMO))
 
+from arrivals import NEWCOMERS, PLAYING, Arrivals, ArrivalsResult  # noqa: E402
+from arrivals import USERS as GUESTS  # noqa: E402
 from departures import Departures, DeparturesResult  # noqa: E402
 from director import direct  # noqa: E402
 from failover import Failover  # noqa: E402
@@ -92,6 +94,24 @@ ALL_MOVED: Final = DeparturesResult(
 )
 
 
+EVENED_OUT: Final = ArrivalsResult(
+    users=630,
+    before={0: 206, 1: 205, 2: 204, 3: 15},
+    after={0: 166, 1: 165, 2: 165, 3: 134},
+    newcomers=30,
+    newcomers_at_added=15,
+    planned=119,
+    moved=40,
+    handed_over=79,
+    asked=79,
+    kept=0,
+    strayed=0,
+    claimed=570,
+    owned=570,
+    lost=0,
+)
+
+
 def with_gateway(report: GatewayReport) -> FailoverResult:
     return replace(ALL_WELL, gateways=[report, ALL_WELL.gateways[1]])
 
@@ -151,13 +171,57 @@ def test_all_is_well_when_pods_have_left_in_order() -> None:
         ({"drained_kept": 499}, "1 users lost their pod while it drained"),
         ({"drained_new": 2}, "2 new users were sent to a draining pod"),
         ({"drained_moved": 497}, "3 users were sent to a stopped pod"),
-        ({"crash_seconds": 2.1}, "users of a dead pod had no living one for 2.1 s"),
+        ({"crash_seconds": 10.1}, "users of a dead pod had no living one for 10.1 s"),
         ({"evacuated_moved": 999}, "999 of 1000 users were evacuated"),
         ({"pods_in_the_end": frozenset({2, 3})}, "in the end users are on the pods [2, 3]"),
     ],
 )
 def test_each_departure_that_went_wrong_is_told(change: dict[str, Any], complaint: str) -> None:
     assert replace(ALL_MOVED, **change).broken_promises() == [complaint]
+
+
+def test_all_is_well_when_pods_are_even_after_a_rebalance() -> None:
+    assert EVENED_OUT.broken_promises() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (
+            {"after": {0: 166, 1: 165, 2: 165, 3: 133}},
+            "629 of 630 users have a pod after the rebalance",
+        ),
+        ({"newcomers_at_added": 0}, "nobody new was sent to the pod that was added"),
+        (
+            {"after": {0: 167, 1: 164, 2: 165, 3: 134}},
+            "a pod has 167 users after the rebalance, not 166 at most",
+        ),
+        ({"planned": 120}, "119 of 120 users were moved"),
+        ({"asked": 80}, "pods were asked for 80 users and handed 79 over"),
+        ({"kept": 1}, "1 users were not let go"),
+        ({"strayed": 2}, "2 users met a third pod during the rebalance"),
+        ({"owned": 569}, "pods own 569 of 570 users"),
+        ({"lost": 1}, "1 claims were lost in the rebalance"),
+    ],
+)
+def test_each_arrival_that_went_wrong_is_told(change: dict[str, Any], complaint: str) -> None:
+    assert replace(EVENED_OUT, **change).broken_promises() == [complaint]
+
+
+def test_a_rebalance_for_which_no_pod_was_asked_shows_nothing() -> None:
+    unasked = replace(EVENED_OUT, moved=119, handed_over=0, asked=0)
+    assert unasked.broken_promises() == ["no pod was asked to hand a user over"]
+
+
+def test_users_are_shown_as_bars() -> None:
+    console = Console(width=80, no_color=True)
+    with console.capture() as shown:
+        console.print(EVENED_OUT.tables())
+    lines = [line.split() for line in shown.get().splitlines()]
+    assert ["0", "206", "#" * 20, "166", "#" * 16] in lines
+    assert ["3", "15", "#", "134", "#" * 13] in lines
+    text = " ".join(shown.get().split())
+    assert "40 were away and moved, 79 were handed over by their pods, 0 lost." in text
 
 
 @pytest.mark.parametrize(
@@ -189,6 +253,7 @@ def test_the_figures_are_there_for_programs_too() -> None:
     assert [pod["pod"] for pod in fields["pods"]] == sorted(pod.pod for pod in ALL_WELL.pods)
     assert (fields["primary_killed"], fields["failover_seconds"]) == ("127.0.0.1:7000", 0.8)
     assert json.loads(json.dumps(ALL_MOVED.fields()))["pods_in_the_end"] == [3]
+    assert json.loads(json.dumps(EVENED_OUT.fields()))["after"]["3"] == 134
 
 
 # --- the play
@@ -211,18 +276,32 @@ class Silent:
 @pytest.mark.slow
 async def test_a_primary_dies_and_nothing_gets_lost() -> None:
     audience = Silent()
-    scenes = (Failover(Traffic(requests=3_000, users=1_000, rate=1_500.0)), Departures(), Wipe())
+    scenes = (
+        Failover(Traffic(requests=3_000, users=1_000, rate=1_500.0)),
+        Arrivals(),
+        Departures(),
+        Wipe(),
+    )
     results = await direct(scenes, audience)
     assert {name: result.broken_promises() for name, result in results.items()} == {
         "failover": [],
+        "arrivals": [],
         "departures": [],
         "wipe": [],
     }
     assert audience.done == 3_000
     assert any("kill -9: primary" in text for text in audience.heard)
     assert any("kill -9: pod 1" in text for text in audience.heard)
-    failover, departures, wipe = (results[name] for name in ("failover", "departures", "wipe"))
+    assert any("pod 3 is added" in text for text in audience.heard)
+    assert any(text.startswith("rebalance, at most 100 a second: ") for text in audience.heard)
+    failover, arrivals, departures, wipe = (
+        results[name] for name in ("failover", "arrivals", "departures", "wipe")
+    )
     assert isinstance(failover, FailoverResult)
+    assert isinstance(arrivals, ArrivalsResult)
+    assert (arrivals.users, arrivals.claimed) == (GUESTS + NEWCOMERS, PLAYING)
+    assert set(arrivals.before) == set(arrivals.after) == {0, 1, 2, 3}
+    assert arrivals.before[3] == arrivals.newcomers_at_added
     assert isinstance(departures, DeparturesResult)
     assert min(departures.drained, departures.crashed) > 400
     assert isinstance(wipe, WipeResult)

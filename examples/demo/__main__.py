@@ -2,10 +2,11 @@
 
     python examples/demo [--json]
 
-Three pods and two gateways serve 20,000 requests, and a primary is killed in the middle. Then four pods leave: one is
-drained, one is killed, one is evacuated. In the end the store forgets every link, and nobody moves. Progress goes to
-standard error, the outcome to standard output. The exit code is 1 if a request got lost, an error reached a gateway, a
-user met two pods, a pod that left kept a user or got a new one, or a user moved because the store forgot.
+Three pods and two gateways serve 20,000 requests, and a primary is killed in the middle. Then a pod is added to three
+others, and users are moved to it. Four pods leave: one is drained, one is killed, one is evacuated. In the end the
+store forgets every link, and nobody moves. Progress goes to standard error, the outcome to standard output. The exit
+code is 1 if a request got lost, an error reached a gateway, a user met two pods, a rebalance lost a user or left pods
+uneven, a pod that left kept a user or got a new one, or a user moved because the store forgot.
 
 Needs the extras ``cli`` and ``embedded``.
 """
@@ -20,6 +21,7 @@ import sys
 from collections.abc import Coroutine, Mapping
 from typing import Any, Final, TypeVar
 
+from arrivals import Arrivals
 from child import ChildFailed
 from departures import Departures
 from director import Result, direct
@@ -35,7 +37,7 @@ from sfroute import SfrouteError
 _T = TypeVar("_T")
 
 TRAFFIC: Final = Traffic()
-SCENES: Final = (Failover(TRAFFIC), Departures(), Wipe())
+SCENES: Final = (Failover(TRAFFIC), Arrivals(), Departures(), Wipe())
 
 _FAILED: Final = 1
 _INTERRUPTED: Final = 130

@@ -122,8 +122,12 @@ class Director:
 
     async def wait_for(self, word: str) -> None:
         """Wait until the director says ``word``."""
-        while await self._words.get() != word:
+        while await self.next_word() != word:
             pass
+
+    async def next_word(self) -> str:
+        """Wait for whatever the director says next."""
+        return await self._words.get()
 
     def report(self, event: str, **fields: object) -> None:
         """Tell the director something."""

@@ -1,4 +1,4 @@
-"""A pod of the scene of the wipe: it claims the users who were sent to it, and tells in the end whom it lost."""
+"""A pod that claims the users who were sent to it, hands over whom it is asked for, and tells whom it lost."""
 
 from __future__ import annotations
 
@@ -6,41 +6,54 @@ import asyncio
 import json
 import sys
 from collections import Counter
+from collections.abc import Sequence
 
 from child import Director
-from wipe import HEARTBEAT_SECONDS, LEASE_SECONDS, everybody
 
-from sfroute import AsyncPodAgent, AsyncRouter
+from sfroute import AsyncPodAgent, AsyncRouter, Handover
 
+HEARTBEAT_SECONDS = 0.25
 _CLAIMS_AT_ONCE = 100
 
 
-async def _run(url: str, namespace: str, service: str, pod: int) -> None:
+async def _run(
+    url: str, namespace: str, service: str, pod: int, lease: float, uids: Sequence[str]
+) -> None:
+    """``uids``: those whom it claims if they are sent to it."""
     director = Director()
     told: Counter[str] = Counter()
+    mine: list[str] = []
 
     async def listen() -> None:
         async for event in agent.events():
-            told[type(event).__name__] += 1
+            if isinstance(event, Handover):
+                # A real pod saves the user first.
+                told["Handover"] += await agent.release(event)
+            else:
+                told[type(event).__name__] += 1
 
     async with (
         AsyncRouter.from_url(url) as router,
         AsyncPodAgent(
-            router, namespace, service, pod, heartbeat=HEARTBEAT_SECONDS, lease=LEASE_SECONDS
+            *(router, namespace, service, pod),
+            heartbeat=HEARTBEAT_SECONDS,
+            lease=lease,
+            load=lambda: float(len(mine)),
         ) as agent,
     ):
         listening = asyncio.create_task(listen())
         director.report("ready")
-        await director.wait_for("welcome")
-        found = await router.batch_get_linked_pod(namespace, everybody(), service)
-        mine = found.get(pod, [])
-        for start in range(0, len(mine), _CLAIMS_AT_ONCE):
-            some = mine[start : start + _CLAIMS_AT_ONCE]
-            await asyncio.gather(*(agent.accept(uid) for uid in some))
-        director.report("welcomed", users=len(mine))
-        await director.wait_for("count")
-        director.report("counted", owned=sum(map(agent.owns, mine)), lost=told["Lost"])
-        await director.wait_for("stop")
+        while (word := await director.next_word()) != "stop":
+            if word == "welcome":
+                found = await router.batch_get_linked_pod(namespace, uids, service)
+                mine[:] = found.get(pod, [])
+                for start in range(0, len(mine), _CLAIMS_AT_ONCE):
+                    some = mine[start : start + _CLAIMS_AT_ONCE]
+                    await asyncio.gather(*(agent.accept(uid) for uid in some))
+                director.report("welcomed", users=len(mine))
+            elif word == "count":
+                owned = sum(map(agent.owns, mine))
+                director.report("counted", owned=owned, lost=told["Lost"], asked=told["Handover"])
     await listening
 
 

@@ -15,10 +15,9 @@ from rich.table import Table
 from sfroute import AsyncRouter
 from sfroute.embedded import LocalCluster
 
-__all__ = ["HEARTBEAT_SECONDS", "LEASE_SECONDS", "Wipe", "WipeResult", "everybody"]
+__all__ = ["USERS", "Wipe", "WipeResult"]
 
 SERVICE: Final = "room"
-HEARTBEAT_SECONDS: Final = 0.25
 LEASE_SECONDS: Final = 5.0
 PODS: Final = 3
 USERS: Final = 1_000
@@ -27,7 +26,7 @@ PROPOSED_SECONDS: Final = 60
 _ROUTES_AT_ONCE: Final = 200
 
 
-def everybody() -> list[str]:
+def _everybody() -> list[str]:
     """All users."""
     return [f"guest-{number:04d}" for number in range(USERS)]
 
@@ -89,7 +88,13 @@ class Wipe:
             ChildFailed: a process ended before its time.
             SfrouteError: the cluster did not answer.
         """
-        common = {"url": cluster.url, "namespace": NAMESPACE, "service": SERVICE}
+        common = {
+            "url": cluster.url,
+            "namespace": NAMESPACE,
+            "service": SERVICE,
+            "lease": LEASE_SECONDS,
+            "uids": _everybody(),
+        }
         options = {f"keeper {number}": {**common, "pod": number} for number in range(PODS)}
         async with children("keeper.py", options) as pods:
             return await _wipe(cluster, pods, audience.say)
@@ -140,7 +145,7 @@ def _flush(cluster: LocalCluster) -> int:
 async def _route(router: AsyncRouter) -> dict[str, int]:
     """The pod of everybody."""
     found: dict[str, int] = {}
-    uids = everybody()
+    uids = _everybody()
     for start in range(0, len(uids), _ROUTES_AT_ONCE):
         some = uids[start : start + _ROUTES_AT_ONCE]
         links = await asyncio.gather(

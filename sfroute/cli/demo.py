@@ -19,9 +19,10 @@ PROGRAM: Final = Path(__file__).parents[2] / "examples" / "demo"
 def demo(as_json: AsJson = False) -> None:
     """Play the demo of a clone: a real six-node cluster on this machine, and a primary killed in the middle.
 
-    Two gateways route 20,000 requests to three pods, each a process of its own. Then, of four pods, one is drained, one
-    is killed and one is evacuated. In the end the store is wiped, and nobody moves. The exit code is 1 if a request got
-    lost, an error reached a gateway, a user met two pods, a pod that left kept a user or got a new one, or a user moved
+    Two gateways route 20,000 requests to three pods, each a process of its own. Then a pod is added to three others,
+    and a rebalance moves users to it. Of four pods, one is drained, one is killed and one is evacuated. In the end the
+    store is wiped, and nobody moves. The exit code is 1 if a request got lost, an error reached a gateway, a user met
+    two pods, a rebalance lost a user or left pods uneven, a pod that left kept a user or got a new one, or a user moved
     because the store forgot. An installed package has no demo; the command then says where it is and exits with 2.
     """
     if not (PROGRAM / "__main__.py").is_file():

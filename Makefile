@@ -54,8 +54,8 @@ test: venv ## run the tests on every server found on this machine
 	$(BIN)/python -m pytest -m "not packaging" $(AT_ONCE) $(ARGS)
 
 .PHONY: test-fast
-test-fast: venv ## the same without the tests that take long
-	$(BIN)/python -m pytest -m "not packaging and not slow" $(AT_ONCE) $(ARGS)
+test-fast: venv ## the same on one server, without the tests that take long
+	SFROUTE_TEST_SERVERS=$${SFROUTE_TEST_SERVERS:-valkey91} $(BIN)/python -m pytest -m "not packaging and not slow" $(AT_ONCE) $(ARGS)
 
 .PHONY: test-scale
 test-scale: venv ## run the tests of scale at their full size, which `make test` runs smaller

@@ -74,6 +74,10 @@ def find_servers() -> dict[str, str | None]:
 
 
 SERVERS = find_servers()
+ONE_SERVER = pytest.mark.parametrize(
+    "server", [next(iter(SERVERS))], indirect=True, scope="session"
+)
+"""For tests of what is the same on every server; the scripts and the lookups behind it are tested on each of them."""
 
 
 # --- order

@@ -125,7 +125,6 @@ def test_batch_reads_uids_from_standard_input(operator: Operator) -> None:
         text=True,
         env=environment(**operator.variables),
         check=False,
-        timeout=50,
     )
     assert done.returncode == 1
     assert done.stdout.splitlines() == [

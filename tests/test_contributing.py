@@ -46,6 +46,7 @@ def test_every_file_that_is_named_is_there() -> None:
     assert [path for path in paths - written if not (ROOT / path).exists()] == []
 
 
+@pytest.mark.slow
 def test_the_command_for_one_test_finds_one() -> None:
     commands = [each for each in code(CONTRIBUTING) if "SFROUTE_TEST_SERVERS=" in each]
     assert len(commands) == 2

@@ -244,6 +244,7 @@ class TestSecurity:
         with pytest.raises(ConfigError, match="None"):
             LocalServer(password="")
 
+    @pytest.mark.slow
     def test_tls(self, tls_server_binary: str) -> None:
         with LocalCluster(
             2, 1, server_binary=tls_server_binary, tls=True, password=PASSWORD
@@ -497,7 +498,7 @@ class Owner:
 
     def end(self) -> str:
         """Close its input, wait for its end; what it wrote to stderr."""
-        _, errors = self._process.communicate(timeout=30)
+        _, errors = self._process.communicate()
         return errors
 
     def folders(self) -> list[Path]:

@@ -155,8 +155,9 @@ async def test_the_version_can_be_asked_for(
 class TestFilesThatAreRotated:
     """Under a running router: what was read once would refuse the servers' new certificate, or show an old one."""
 
-    @pytest.fixture
-    def rotated(self, tls_server_binary: str) -> Iterator[LocalCluster]:
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def rotated(tls_server_binary: str) -> Iterator[LocalCluster]:
         with LocalCluster(3, 0, server_binary=tls_server_binary, tls=True) as rotated:
             yield rotated
 

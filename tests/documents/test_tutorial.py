@@ -56,7 +56,7 @@ def first_terminal(found: Block, folder: Path) -> Iterator[str]:
             yield shown[0].strip()
         finally:
             running.terminate()
-            running.communicate(timeout=20)
+            running.communicate()
 
 
 def test_the_files_are_named_where_they_are_shown() -> None:

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from conftest import SERVERS, make_cluster
+from conftest import ONE_SERVER, SERVERS, make_cluster
 
 from sfroute.embedded import LocalCluster
 
-ONE_SERVER = pytest.mark.parametrize(
-    "server", [next(iter(SERVERS))], indirect=True, scope="session"
-)
-"""For tests of what is the same on every server; the scripts behind it are tested on each of them."""
+__all__ = ["ONE_SERVER"]
 
 
 @pytest.fixture(scope="session")

@@ -285,8 +285,9 @@ def test_the_pod_begins_when_it_is_healthy_and_says_its_load(
         minded(cluster, tmp_path, namespace, *more, command=command) as program,
         client_of(program.urls[0]) as client,
     ):
-        until((tmp_path / "seen").exists)
-        assert (tmp_path / "seen").read_text() == f"{program.urls[0]} 0"
+        seen = tmp_path / "seen"
+        # It is there before what is written into it.
+        until(lambda: seen.exists() and seen.read_text() == f"{program.urls[0]} 0")
         time.sleep(0.5)  # nothing must happen
         assert status_of(router, namespace) is None
         assert client.put("/claims/ada").headers["X-Sfroute-Reason"] == "not-running"

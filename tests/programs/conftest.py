@@ -1,0 +1,17 @@
+"""What the tests of programs share."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import ONE_SERVER
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run on one server: these tests start processes, and what those call is tested on every server without them.
+
+    They are slow together, if not each.
+    """
+    if "server" in metafunc.fixturenames:
+        metafunc.definition.add_marker(ONE_SERVER)
+        metafunc.definition.add_marker(pytest.mark.slow)

@@ -265,7 +265,9 @@ class RouterConfig:
         telemetry: what OpenTelemetry gets.
         loop_factory: makes the event loop of the sync router's background thread, such as ``uvloop.new_event_loop``
             (measurably faster). None: asyncio's default. An ``AsyncRouter`` runs on the loop of its callers.
-        client_name: the connection name that the servers show in ``CLIENT LIST``.
+        client_name: the name of its connections, which the servers show in ``CLIENT LIST``. The router adds what
+            ``sfroute gateways`` compares: its versions, the settings that decide its answers, how many entries its
+            cache has. Nothing of that comes from a call.
         min_replica_acks: how many replicas must have a write before the call returns (``WAIT``). A write that too few
             have is repeated until ``retry.deadline``, which changes nothing, and then raises a ``StoreError`` that says
             so. 0, the default of Redis itself: if a primary dies right after its reply, the write may be lost. As

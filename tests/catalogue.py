@@ -398,6 +398,7 @@ COMMANDS_OF_THEIR_OWN: Final[Mapping[tuple[str, ...], tuple[list[str], str]]] = 
     ("state", "remove"): (["1"], "takes a state away; pods only replace theirs"),
     ("drain",): (["1"], "asks the agent of a pod"),
     ("where",): (["ada"], "shows a link with its claim, which only pods and the doctor read"),
+    ("gateways",): ([], "reads who is connected, past every front"),
     ("balance",): ([], "counts what `links` lists"),
     ("doctor",): ([], "looks at the servers, past every front"),
     ("agent",): (["--pod", "0"], "the pod's agent, for a command in any language"),

@@ -37,6 +37,8 @@ import cli_sessions  # noqa: E402
 COMMANDS = dict(commands())
 WITHOUT_STORE = {("demo",), ("cluster", "up")}
 """They bring their own."""
+WITHOUT_NAMESPACE = {("gateways",)}
+"""A router's connection belongs to no namespace."""
 ARGUMENTS = {
     words: next(
         (
@@ -67,7 +69,7 @@ def test_every_command_has_its_options_and_says_what_it_does(words: tuple[str, .
     found = options(command)
     assert "--json" in found
     if words not in WITHOUT_STORE:
-        for name in ("url", "namespace"):
+        for name in ("url", *(() if words in WITHOUT_NAMESPACE else ("namespace",))):
             assert found[f"--{name}"].envvar in (
                 f"SFROUTE_{name.upper()}",
                 [f"SFROUTE_{name.upper()}"],
@@ -83,10 +85,12 @@ def test_what_is_missing_or_wrong_is_told_with_exit_code_2(words: tuple[str, ...
     assert (done.code, done.out) == (2, "")
     assert "SFROUTE_URL" in done.err
     for url in ("redis://user:hunter2@:", "hunter2", "redis://:hunter2@a/7", "redis://hunter2@a@b"):
-        done = sfroute(*arguments, "--namespace", "n", SFROUTE_SERVICE="s", SFROUTE_URL=url)
+        done = sfroute(*arguments, SFROUTE_NAMESPACE="n", SFROUTE_SERVICE="s", SFROUTE_URL=url)
         assert (done.code, done.out) == (2, "")
         assert "hunter2" not in done.err
         assert "Traceback" not in done.err
+    if words in WITHOUT_NAMESPACE:
+        return
     done = sfroute(*arguments, "--namespace", "a:b", SFROUTE_SERVICE="s", SFROUTE_URL="redis://a")
     assert (done.code, done.out) == (2, "")
     assert "namespace must not contain" in done.err

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from unittest import mock
 
 import typer.main
 
-from sfroute import PodAgent, Router
+from sfroute import PlacementConfig, PodAgent, Router, RouterConfig
 from sfroute._contract.keys import link_key, link_prefix
 from sfroute.cli.app import app, run
 from sfroute.embedded import LocalCluster
@@ -280,6 +281,7 @@ def record(at: World) -> dict[Words, str]:
         ("workload", "set"): lines("sfroute workload set Busy"),
         ("workload", "get"): lines("sfroute workload get", "sfroute workload get chat game"),
         ("pods",): lines("sfroute pods --links"),
+        ("gateways",): gateways(at),
         ("watch",): watched,
         ("top",): last_screen(under_load(at, "sfroute top --count 3 --interval 1")),
         ("doctor",): doctor(at),
@@ -340,6 +342,22 @@ def doctor(at: World) -> str:
     key = link_key(NAMESPACE, "alan", SERVICE)
     at.cluster.execute(at.cluster.primary_of(key), "DEL", key)
     return shown
+
+
+def gateways(at: World) -> str:
+    """With two gateways, of which one waits longer for pods."""
+    with ExitStack() as stack:
+        for pod_timeout in (6.0, 20.0):
+            config = RouterConfig(
+                client_name="checkout", placement=PlacementConfig(pod_timeout=pod_timeout)
+            )
+            router = stack.enter_context(Router.from_url(at.cluster.url, config=config))
+            for number in range(100):
+                router.get_linked_pod(NAMESPACE, f"user-{number}", SERVICE)
+            while not all(lane.healthy for lane in router.stats().lanes):
+                time.sleep(0.1)
+        time.sleep(1)  # until the first reports have been made
+        return at.run("sfroute gateways --name checkout")
 
 
 def record_local(at: World) -> dict[Words, str]:

@@ -24,6 +24,7 @@ from ..errors import InvalidArgument
 from ..types import MAX_PERSIST_SECONDS, PERSIST_FOREVER
 
 __all__ = [
+    "CONTRACT_VERSION",
     "EMPTYING",
     "MAX_NAME_BYTES",
     "SLOTS",
@@ -56,6 +57,10 @@ __all__ = [
     "tagged_link_key",
     "workload_key",
 ]
+
+CONTRACT_VERSION: Final = 1
+"""Of the wire contract: keys, scripts and the forms of states. It grows only by a change that is no addition
+(docs/explanation/versions.md)."""
 
 SLOTS: Final = 16384
 MAX_NAME_BYTES: Final = 512

@@ -27,6 +27,7 @@ from ..telemetry import ClientRecord, Telemetry
 from ..telemetry.records import time_ns
 from ..types import LaneStats
 from .cache import Epoch, Flight, LookupCache, Value, Waiter
+from .self_report import SelfReport
 
 __all__ = ["Lane", "LinkWatcher", "Read", "ReadOwner"]
 
@@ -160,6 +161,7 @@ class Lane:
         self._not_now_timer: asyncio.TimerHandle | None = None
         self._tracking_timer: asyncio.TimerHandle | None = None
         self._track_after = TRACK_AGAIN[0]
+        self._report = SelfReport(settings.client_name, clock, cache.entries.__len__)
         self.channel = Channel(
             address,
             settings,
@@ -252,6 +254,7 @@ class Lane:
         # Before anything is asked: whether a link that is not there was forgotten is asked of that.
         self.owner.lineage.connected(self.address, history, memory)
         self.tracked = False
+        self._report.begin()
         if not self._config.tracking:
             why = "switched off"
         elif tracking != [b"OK"]:
@@ -278,6 +281,7 @@ class Lane:
         """The heartbeat vouches for the entries a little longer."""
         self.epoch.healthy_until = since + self._config.heartbeat_timeout
         self._report_invalidations()
+        self._report.heartbeat(self.channel.connection, since)
 
     def on_gap(self) -> None:
         """Nobody vouches for what was read before it."""

@@ -38,6 +38,7 @@ __all__ = [
     "WireSettings",
     "ask_for_credentials",
     "encode",
+    "renaming",
 ]
 
 ReplyError = hiredis.ReplyError
@@ -379,6 +380,11 @@ def _hello(settings: WireSettings, credentials: Credentials) -> bytes:
         *user, password = credentials
         auth = ("AUTH", user[0] if user else "default", password)
     return encode("HELLO", "3", *auth, "SETNAME", settings.client_name)
+
+
+def renaming(name: str) -> bytes:
+    """The command that gives a connection another name. Unlike CLIENT SETNAME it takes no right."""
+    return encode("HELLO", "3", "SETNAME", name)
 
 
 def _checked_hello(address: Address, reply: object) -> tuple[int, ...]:

@@ -78,14 +78,17 @@ class StoreTarget:
             config = replace(config, address_remap=self.address_remap)
         return config
 
-    def wire_settings(self, config: RouterConfig) -> WireSettings:
-        """The settings of every connection the router makes itself."""
+    def wire_settings(self, config: RouterConfig, shown_as: str | None = None) -> WireSettings:
+        """The settings of every connection the router makes itself.
+
+        ``shown_as``: in ``CLIENT LIST``; None: under ``config.client_name``.
+        """
         # A provider that is late must leave time to connect, or to say that it was late.
         deadline, connecting = config.retry.deadline, config.retry.connect_timeout
         return WireSettings(
             credentials=CredentialsSource(self.options, max(deadline - connecting, deadline / 2)),
             dialer=Dialer(TlsFiles(self.options) if self.options.get("ssl") else None),
-            client_name=config.client_name,
+            client_name=shown_as or config.client_name,
             connect_timeout=config.retry.connect_timeout,
             delivery_timeout=config.retry.deadline,
         )

@@ -20,6 +20,7 @@ from .._chance import chance
 from .._commands.command import Command
 from .._commands.commands import Commands
 from .._contract.error_replies import Kind, read_failure
+from .._contract.introduction import introduce
 from .._lookups.cache import LookupCache
 from .._lookups.dispatch import Dispatch
 from .._lookups.lookups import Lookups
@@ -225,7 +226,9 @@ class Engine:
                 self._opening = None
 
     async def _open(self) -> Parts:
-        settings = self._target.wire_settings(self.config)
+        # Digits, as far as a name in lists goes: random, so that it is another router's in a forked child.
+        shown_as = introduce(self.config, f"{secrets.randbelow(10**10):010}")
+        settings = self._target.wire_settings(self.config, shown_as)
         topology = make_topology(self._target, settings, self.config)
         try:
             await topology.open()

@@ -17,6 +17,7 @@ from ..cli import (
     doctor,
     drain,
     evacuate,
+    gateways,
     link,
     listing,
     pods,
@@ -52,6 +53,7 @@ app = typer.Typer(
 app.command("route")(route.route)
 app.add_typer(link.app, name="link")
 app.command("pods")(pods.pods)
+app.command("gateways")(gateways.gateways)
 app.command("watch")(pods.watch)
 app.command("top")(top.top)
 app.command("drain")(drain.drain)

@@ -106,7 +106,7 @@ async def test_there_are_as_many_connections_as_the_page_says() -> None:
 def connections_of(cluster: LocalCluster, name: str) -> int:
     """How many a client of this name has, at all nodes together."""
     return sum(
-        str(node.commands(("CLIENT", "LIST"))[0]).count(f" name={name} ") for node in cluster.nodes
+        str(node.commands(("CLIENT", "LIST"))[0]).count(f" name={name};") for node in cluster.nodes
     )
 
 

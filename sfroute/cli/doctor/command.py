@@ -22,6 +22,7 @@ from ...errors import StoreError
 from ...telemetry import PodsSeen
 from ...types import Pod
 from ..claims import Flawed
+from ..clients import gather_clients
 from ..common import (
     FAILED,
     AsJson,
@@ -42,6 +43,7 @@ from ..pods import pods_in_numbers
 from ..progress import counting
 from .data import View, judge_keys, judge_pods
 from .findings import Check, Finding, remedy_of
+from .fleet import judge_fleet
 from .repair import mend
 from .rights import Kind, gather_rights, judge_rights, rights
 from .router import gather_router, hurried, judge_router
@@ -196,6 +198,7 @@ async def _examine(request: _Request, patient: Patient) -> AsyncGenerator[Check]
                 if node.address in unseen
             }
             store.nodes = [node for node in store.nodes if node.address not in unseen]
+            yield judge_fleet(await gather_clients(store))
             async with aclosing(_examine_use(request, store, missing, patient)) as checks:
                 async for check in checks:
                     yield check

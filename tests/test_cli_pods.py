@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -96,6 +97,32 @@ def test_pods_shows_the_room_of_those_that_have_a_limit(operator: Operator) -> N
     lines = operator("pods").lines
     assert lines[0].split()[-1] == "ROOM"
     assert [line.split()[-3:] for line in lines[2:]] == [["0", "of", "100"]]
+
+
+def test_pods_shows_when_each_life_started_and_how_many_had_the_id(operator: Operator) -> None:
+    before = datetime.now(UTC) - timedelta(seconds=2)
+    for lives in (1, 2, 3, 4, 5, 6):
+        with agent(operator, 3):
+            row = operator("pods", "--json").json
+            assert row["lives"] == min(lives, 5)
+            assert before <= datetime.fromisoformat(row["started"]) <= datetime.now(UTC)
+            heading, shown = operator("pods").lines
+            if lives == 1:
+                assert heading.endswith("NEW USERS")
+                continue
+            assert heading.split()[-2:] == ["STARTED", "LIVES"]
+            assert shown.split()[-1] == (str(lives) if lives < 5 else "5+")
+            local = datetime.fromisoformat(row["started"]).astimezone()
+            assert f"{local:%m-%d %H:%M:%S}" in shown
+
+
+@pytest.mark.parametrize("up", ["-1", "0", "1e30", "true", "[]", '"x"', "9" * 19])
+def test_a_start_that_no_calendar_has_is_not_shown(operator: Operator, up: str) -> None:
+    operator.report(3, f'{{"status":"Running","up":{up},"before":7}}')
+    done = operator("pods")
+    assert (done.code, done.err) == (0, "")
+    assert "STARTED" not in done.out
+    assert "started" not in operator("pods", "--json").json
 
 
 def test_pods_counts_links_and_shows_who_only_has_links(operator: Operator) -> None:

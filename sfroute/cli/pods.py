@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 import typer
@@ -65,6 +65,9 @@ PodTimeout = Annotated[
 ]
 POD_TIMEOUT: Final = PlacementConfig().pod_timeout
 
+_YEAR_10000: Final = 253_402_300_800_000
+_MOST_LIVES: Final = 5
+"""A state remembers four lives beside its own."""
 _FIRST: Final = frozenset({"joined", "draining"})
 """What ``router.watch`` says first of a pod that is there."""
 
@@ -82,6 +85,10 @@ def pods(
 ) -> None:
     """Show the pods of a service: status, load, seconds since the last heartbeat, whether they take new users, and
     the room, address and labels of the pods that publish them.
+
+    If a pod has restarted, also when its life started, and LIVES: how many runs of its process had the id, as far as
+    its state remembers: this one, and four at most before it. One more each few seconds is a pod that crashes, or two
+    processes with one id that take it from each other.
 
     Exit code 3 if no pod has reported. Pods that have links and report no state are shown with --links.
     """
@@ -107,7 +114,8 @@ def pods(
     elif rows:
         headings = [">POD", "STATUS", ">LOAD", ">AGE", *([">LINKS"] if links else []), "NEW USERS"]
         cells = [pod_cells(row) for row in rows]
-        for heading, told in ((">ROOM", _room), ("ADDRESS", _address), ("LABELS", _labels)):
+        restarted = any(row.get("lives", 1) > 1 for row in rows)
+        for heading, told in (*(_OF_LIVES if restarted else ()), *_IF_ANY):
             column = [told(row) for row in rows]
             if any(column):
                 headings.append(heading)
@@ -174,6 +182,10 @@ def pod_rows(
             "takes_new_users": pod is not None and number not in rejected,
             "why_not": rejected.get(number) if pod is not None else "not reported",
         }
+        if pod is not None and (up := _milliseconds(pod.extra.get("up"))) is not None:
+            row["started"] = datetime.fromtimestamp(up / 1000, UTC).isoformat(timespec="seconds")
+            before = pod.extra.get("before")
+            row["lives"] = 1 + (len(before.split()) if isinstance(before, str) else 0)
         if pod is not None and pod.room is not None:
             row["room"], row["max_claims"] = pod.room, pod.max_claims
         if pod is not None and pod.address is not None:
@@ -207,6 +219,22 @@ def pod_cells(row: Mapping[str, Any]) -> list[str]:
     return [*cells, "yes" if row["takes_new_users"] else f"no: {row['why_not']}"]
 
 
+def _milliseconds(value: object) -> int | None:
+    """An instant as a state has it; None if it is none, or no calendar has it."""
+    return value if type(value) is int and 0 < value < _YEAR_10000 else None
+
+
+def _started(row: Mapping[str, Any]) -> str:
+    if "started" not in row:
+        return ""
+    return f"{datetime.fromisoformat(row['started']).astimezone():%m-%d %H:%M:%S}"
+
+
+def _lives(row: Mapping[str, Any]) -> str:
+    lives = row.get("lives", 0)
+    return "" if not lives else f"{_MOST_LIVES}+" if lives >= _MOST_LIVES else str(lives)
+
+
 def _room(row: Mapping[str, Any]) -> str:
     most = row.get("max_claims")
     return f"{row['room']}" + (f" of {most}" if most is not None else "") if "room" in row else ""
@@ -219,6 +247,17 @@ def _address(row: Mapping[str, Any]) -> str:
 def _labels(row: Mapping[str, Any]) -> str:
     found: Mapping[str, str] = row.get("labels", {})
     return ",".join(f"{name}={found[name]}" for name in sorted(found))
+
+
+_Column = tuple[str, Callable[[Mapping[str, Any]], str]]
+_OF_LIVES: Final[tuple[_Column, ...]] = (("STARTED", _started), (">LIVES", _lives))
+"""Columns that are shown if any pod has restarted."""
+_IF_ANY: Final[tuple[_Column, ...]] = (
+    (">ROOM", _room),
+    ("ADDRESS", _address),
+    ("LABELS", _labels),
+)
+"""Columns that are shown if any pod has something to say there."""
 
 
 def watch(

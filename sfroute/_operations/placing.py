@@ -14,7 +14,7 @@ from .._contract.keys import claim_key, left_key, link_key
 from .._lookups.answers import error_for_one
 from .._lookups.cache import Entry, Flight
 from .._net.timeouts import seconds_of
-from .._pods.policies import Policy, PowerOfTwoChoices, candidates, check_policy
+from .._pods.policies import Policy, PowerOfTwoChoices, candidates, check_policy, room_is_going
 from .._pods.views import Seen
 from ..errors import (
     NoRoutablePod,
@@ -431,6 +431,8 @@ class Routes:
         if not reported_too:
             offered = parts.views.failures(namespace, service).offered(pods, self._engine.clock())
         found = candidates(offered, placements.unseen(), load_per_uid, placements.claims_per_uid)
+        if room_is_going(offered, found):
+            parts.views.renew_early(namespace, service)
         # If all seem to be full by now, the pods themselves know better.
         with_room = [one for one in found if one.room != 0] or found
         ranked = (policy or self._policy).rank(uid, with_room)
@@ -483,13 +485,13 @@ class Routes:
         return outcome, owner, reply[3] == b"-1"
 
     def _placed(self, link: _LinkName, outcome: object, owner: int, persistent: bool) -> Link:
-        namespace, _, service = link
+        namespace, uid, service = link
         source = _OUTCOMES[outcome]
         if source != "store":
             self._engine.placements[source] += 1
             parts = self._engine.parts
             if parts is not None:
-                parts.views.placements(namespace, service).add(owner, self._engine.clock())
+                parts.views.placed(namespace, uid, service, owner)
         return Link(owner, persistent, source)
 
     async def rank_elsewhere(

@@ -38,6 +38,7 @@ __all__ = [
     "candidates",
     "capacity_of",
     "check_policy",
+    "room_is_going",
 ]
 
 
@@ -218,6 +219,17 @@ def candidates(
     return found
 
 
+def room_is_going(pods: Sequence[Pod], found: Sequence[Candidate]) -> bool:
+    """True if more than half of the room that a pod had is thought to be used up.
+
+    ``found``: the candidates made of ``pods``. Pods report room by the same rule, so newer figures may be there.
+    """
+    return any(
+        pod.room is not None and one.room is not None and one.room < pod.room / 2
+        for pod, one in zip(pods, found, strict=True)
+    )
+
+
 def capacity_of(pod: Pod) -> float:
     """A pod's weight relative to the others."""
     given = pod.extra.get("capacity")
@@ -255,6 +267,7 @@ class Placements:
         self._placed: dict[int, deque[float]] = {}
         self._under_way: Counter[int] = Counter()
         self._measured: dict[int, _Measurement] = {}
+        self._trip = 0.0
         self._growth = 0.0
         self._cause = 0.0
         self._claims_growth = 0.0
@@ -278,11 +291,12 @@ class Placements:
             times = self._placed[pod] = deque(maxlen=self.MAX_REMEMBERED)
         times.append(now)
 
-    def observe(self, pods: Iterable[Pod], read_at: float) -> None:
-        """Take in a new reading of the pods. A load includes what was placed before it was measured."""
+    def observe(self, pods: Iterable[Pod], read_at: float, trip: float = 0.0) -> None:
+        """Take in a new reading of the pods. A load includes what was placed ``trip`` seconds before it."""
+        self._trip = trip
         measured = {pod.id: self._measurement(pod, read_at) for pod in pods}
         for pod, now in measured.items():
-            included = self._forget(pod, now.instant)
+            included = self._forget(pod, now.instant - trip)
             before = self._measured.get(pod)
             if not included or before is None:
                 continue
@@ -295,11 +309,11 @@ class Placements:
         self._measured = measured
 
     def unseen(self) -> dict[int, int]:
-        """Pod id -> uids placed since its load was measured, and uids being placed now."""
+        """Pod id -> uids that its load does not include: placed since then, on their way, or being placed now."""
         counts: Counter[int] = Counter(self._under_way)
         for pod, times in self._placed.items():
             measurement = self._measured.get(pod)
-            since = measurement.instant if measurement is not None else -math.inf
+            since = measurement.instant - self._trip if measurement is not None else -math.inf
             counts[pod] += len(times) - bisect_right(times, since)
         return counts
 

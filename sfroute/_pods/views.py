@@ -31,6 +31,7 @@ from ..errors import RouterClosed, SfrouteError, StoreError, StoreUnavailable
 from ..telemetry import SharedWork
 from ..telemetry.logs import log_fields
 from .failures import Failures
+from .following import Following
 from .patience import Patience
 from .policies import Placements
 from .remembered_states import RememberedStates
@@ -45,6 +46,10 @@ USABLE_PERIODS = 2
 """A view may be used while it is renewed, up to this many times ``pod_view_max_age``; after that callers wait."""
 CLOCK_JUMP = 0.1
 """Seconds by which a server's clock gets ahead of this process's between two readings if it jumped; less is drift."""
+EARLY_SECONDS = 0.1
+"""Between two fetches before a view is due: pods do not report room more often either."""
+EARLY_PAUSE = 10
+"""Nor does the next one begin before so many times what the last one took, so that many pods do not load the store."""
 MAX_STATE_BYTES = 16 * 1024 * 1024
 """If the states of a service are larger together, the application's own fields are left out."""
 EMPTYING_SECONDS = 5.0
@@ -75,7 +80,7 @@ class _Service:
     last fetch, if what it found cannot be read, such as states that take too many bytes, and ``refused_until``: until
     then it is not read again. ``allowance``: seconds by which heartbeats may seem late through no fault of the pods,
     until ``allowed_until``. ``server_time``: the server's clock at the last reading, and when that reading began, both
-    in seconds.
+    in seconds. ``fetch_took``: how long that took. ``following``: asks how long users take to their pods.
     """
 
     __slots__ = (
@@ -85,7 +90,9 @@ class _Service:
         "fetch",
         "fetch_began",
         "fetch_sent",
+        "fetch_took",
         "fetch_work",
+        "following",
         "longest_lease",
         "patience",
         "placements",
@@ -102,8 +109,10 @@ class _Service:
         self.fetch: asyncio.Task[ServiceView] | None = None
         self.fetch_began = 0.0
         self.fetch_sent = False
+        self.fetch_took = 0.0
         self.fetch_work = SharedWork()
         self.patience: Patience | None = None
+        self.following = Following()
         self.longest_lease = 0.0
         self.placements = Placements()
         self.failures = Failures()
@@ -114,6 +123,10 @@ class _Service:
         self.allowance = 0.0
         self.allowed_until = -inf
         self.server_time: tuple[float, float] | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        return self.fetch is None and self.following.is_idle
 
 
 class PodViews:
@@ -255,6 +268,19 @@ class PodViews:
         """What this gateway has placed on the pods of the service."""
         return self._service((namespace, service)).placements
 
+    def placed(self, namespace: str, uid: str, service: str, pod: int) -> None:
+        """Count a uid that this gateway has placed on the pod."""
+        known, now = self._service((namespace, service)), self._clock()
+        known.placements.add(pod, now)
+        if known.view is not None and pod in known.view.rooms:
+            known.following.trips.begin(uid, pod, now)
+
+    def renew_early(self, namespace: str, service: str) -> None:
+        """Ask for a newer view though this one is not due, but not too often: pods may have reported less room."""
+        known = self._service((namespace, service))
+        if self._clock() - known.fetch_began >= max(EARLY_SECONDS, EARLY_PAUSE * known.fetch_took):
+            self._renew((namespace, service))
+
     def failures(self, namespace: str, service: str) -> Failures:
         """What callers have reported of the pods of the service."""
         return self._service((namespace, service)).failures
@@ -281,16 +307,17 @@ class PodViews:
     async def close(self) -> None:
         """Stop the fetches under way."""
         self.closed.set()
-        fetches = [known.fetch for known in self._services.values() if known.fetch is not None]
-        for fetch in fetches:
-            fetch.cancel()
-        await asyncio.gather(*fetches, return_exceptions=True)
+        every = self._services.values()
+        tasks = [task for one in every for task in (one.fetch, one.following.asking) if task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _service(self, name: tuple[str, str]) -> _Service:
         known = self._services.get(name)
         if known is None:
             if len(self._services) >= MAX_SERVICES:
-                idle = next((n for n, one in self._services.items() if not one.fetch), None)
+                idle = next((n for n, one in self._services.items() if one.is_idle), None)
                 if idle is not None:
                     del self._services[idle]
             known = self._services[name] = _Service()
@@ -426,7 +453,9 @@ class PodViews:
         known.view = view
         if pods:
             known.longest_lease = max(pod.lease or 0.0 for pod in pods.values())
-        known.placements.observe(pods.values(), read_at)
+        known.fetch_took = answered_at - read_at
+        known.placements.observe(pods.values(), read_at, known.following.trips.seconds)
+        known.following.look(self._commands, name, server_now - read_at, self._clock, self._log)
         known.failures.observe(pods.values(), answered_at)
         return view
 

@@ -2,6 +2,7 @@
 
     python -m tests.field.reach               # prints the table of docs/explanation/placement.md, in about a minute
     python -m tests.field.reach --no-reports  # only what it is like if nobody reports failures
+    python -m tests.field.reach --room        # only the rows on room
 
 The pods are sockets of this process, with an agent each. A gateway places new users at a steady rate, connects to the
 pod of each, and does what docs/how-to/gateway.md says if that fails. What is counted are users, so a busy machine makes
@@ -277,7 +278,7 @@ async def room(stage: Stage, users: int) -> tuple[str, str]:
     return str(max(pod.most for pod in pods)), share(again, sum(tries.values()))
 
 
-async def main(*, only_without: bool) -> None:
+async def main(*, only_without: bool, only_room: bool) -> None:
     async with AsyncExitStack() as exits:
         cluster = exits.enter_context(LocalCluster(3, 0))
         gateways = []
@@ -296,16 +297,18 @@ async def main(*, only_without: bool) -> None:
             await gateway.stdout.readline()
         stage = Stage(await exits.enter_async_context(AsyncRouter.from_url(cluster.url)), gateways)
         print("| | without reports | with reports |\n|---|---|---|")
-        for words, bad in (("a dead port", "dead"), ("SYNs dropped", "silent")):
+        reach = () if only_room else (("a dead port", "dead"), ("SYNs dropped", "silent"))
+        for words, bad in reach:
             without = await unreachable(stage, bad, reports=False)
             reported = "" if only_without else await unreachable(stage, bad, reports=True)
             print(
                 f"| {words}: new users sent there after the first second | {without} | {reported} |"
             )
-        if not only_without:
+        if not only_without and not only_room:
             moves, outcomes = await one_sided(stage)
             print(f"| each gateway reaches half of the pods: most moves of a user | | {moves} |")
             print(f"| the same: what became of their requests | | {outcomes} |")
+        if not only_without:
             for users in (113, 123):
                 most, again = await room(stage, users)
                 words = f"{GATEWAYS * users} users for {PODS * LIMIT:,} places"
@@ -319,8 +322,9 @@ if __name__ == "__main__":
     )
     parser.add_argument("--gateway", help=argparse.SUPPRESS)
     parser.add_argument("--no-reports", action="store_true", help="measure only this")
+    parser.add_argument("--room", action="store_true", help="measure only this")
     arguments = parser.parse_args()
     if arguments.gateway:
         asyncio.run(be_gateway(arguments.gateway))
     else:
-        asyncio.run(main(only_without=arguments.no_reports))
+        asyncio.run(main(only_without=arguments.no_reports, only_room=arguments.room))

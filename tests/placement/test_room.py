@@ -23,11 +23,13 @@ from sfroute import (
     InvalidArgument,
     NoRoom,
     NoRoutablePod,
+    PlacementConfig,
     RetryConfig,
     RouterConfig,
     SfrouteError,
 )
 from sfroute._operations.room import Room
+from sfroute._pods import trips
 from sfroute.embedded import LocalCluster
 
 from .conftest import ONE_SERVER
@@ -299,6 +301,47 @@ class TestAGateway:
             await router.route(namespace, "ada", "chat", wait=60)
         assert 0.5 < time.monotonic() - began < 2.0
         await router.aclose()
+
+    async def test_it_looks_again_once_half_of_the_room_must_have_gone(
+        self, make_router: Any, cluster: LocalCluster, states: StateProgram, namespace: str
+    ) -> None:
+        for pod in (1, 2):
+            limited(states, pod, 8)
+        # Without that, for a minute nobody would see what the other gateways have placed.
+        config = RouterConfig(placement=PlacementConfig(pod_view_max_age=60))
+        router = make_router(cluster.url, config=config)
+        await router.open()
+        await router.route(namespace, "first", "chat")
+        limited(states, 1, 0)
+        async with asyncio.timeout(20):
+            number = 0
+            while (await router.get_pods(namespace, "chat"))[1].room:
+                number += 1
+                await router.route(namespace, f"u{number}", "chat")
+        assert {(await router.route(namespace, f"v{n}", "chat")).pod for n in range(4)} == {2}
+        await router.aclose()
+
+    async def test_it_learns_how_long_users_take_to_their_pods(
+        self, cluster: LocalCluster, namespace: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(trips, "LONGEST", 60.0)  # the machine may be slow
+        async with (
+            AsyncRouter.from_url(cluster.url) as router,
+            AsyncPodAgent(router, namespace, "chat", 3, max_claims=9, sigterm=False) as agent,
+        ):
+            began = time.monotonic()
+            await router.route(namespace, "ada", "chat")
+            parts = router._engine.parts
+            assert parts is not None
+            known = parts.views._services[namespace, "chat"].following.trips
+            await asyncio.sleep(1.5)
+            await agent.accept("ada")
+            arrived = time.monotonic()
+            async with asyncio.timeout(20):
+                while known._under_way:
+                    await router.get_pods(namespace, "chat", fresh=True)
+            # Clocks of servers are known as well as the answer came fast.
+            assert 0.5 < known.seconds < arrived - began + 0.1
 
 
 # --- together

@@ -22,8 +22,8 @@ help: ## show this list
 .PHONY: venv
 venv: $(STAMP) ## create .venv with everything in it (PYTHON=... chooses the interpreter)
 
-# Rebuilt when the dependencies change, or the version, which an installation records.
-$(STAMP): pyproject.toml constraints/dev.txt sfroute/_version.py
+# Rebuilt when the dependencies change, the part to compile, or the version, which an installation records.
+$(STAMP): pyproject.toml constraints/dev.txt sfroute/_version.py sfroute/_native/heart.c tools/build_native.py
 	@.ci/make-venv $(VENV) dev constraints/dev.txt
 	@touch $@
 
@@ -115,6 +115,32 @@ test-servers: venv ## run the tests of behaviour on Valkey 8.1 and Redis 6.2, wi
 		$(BIN)/python -m pytest -m "not slow" $(OLD_BEHAVIOUR) --deselect tests/test_acl.py::test_every_right_is_needed $(ARGS)
 	program=$$(.ci/redis-server) && PATH="$$program:$$PATH" SFROUTE_TEST_SERVERS=redis70+secure,valkey91+single \
 		$(BIN)/python -m pytest -m "not slow" $(BEHAVIOUR) $(ARGS)
+
+.PHONY: native
+native: venv ## compile sfroute/_native again; a warning of the compiler is an error
+	$(BIN)/python tools/build_native.py --strict
+
+# What depends on which half looks up. `make test` runs them on the one that is there.
+HALVES := tests/test_native.py tests/test_cache.py tests/coherence tests/test_wire_fuzz.py
+
+.PHONY: test-pure
+test-pure: venv ## run what the native part could change with the pure code
+	SFROUTE_PURE=1 $(BIN)/python -m pytest $(HALVES) $(AT_ONCE) $(ARGS)
+
+# A copy of the package with a part that checks itself, so that nothing else ever loads that.
+SANITIZED := .cache/sanitized
+ROUNDS ?= 1000000
+
+.PHONY: sanitize
+sanitize: venv ## run the native part under AddressSanitizer and UBSan, then ROUNDS (1,000,000) lookups for leaks
+	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
+	cp -r sfroute lua_scripts $(SANITIZED) && rm -f $(SANITIZED)/sfroute/_native/*.so
+	$(BIN)/python tools/build_native.py --strict --sanitize $(SANITIZED)/sfroute/_native
+	@# Python's own allocator would hide what is read after it was freed. What Python itself never frees is no leak.
+	@# -P: the copy comes before this folder.
+	LD_PRELOAD=$$(.ci/sanitizers) ASAN_OPTIONS=detect_leaks=0:suppressions=$(abspath .ci/asan-suppressions) PYTHONMALLOC=malloc PYTHONPATH=$(SANITIZED) SFROUTE_TEST_NATIVE=sanitized \
+		$(BIN)/python -P -m pytest tests/test_native.py -p no:cacheprovider -p no:logging -q -s $(ARGS)
+	SFROUTE_TEST_NATIVE=built SFROUTE_TEST_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/test_native.py -k leak --timeout 0 -q
 
 .PHONY: fuzz
 fuzz: MINUTES = 10
@@ -214,7 +240,7 @@ test-python: ## run a broad part of the tests with another interpreter: PYTHON=p
 BENCH_VENV ?= .cache/venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed
 
-$(BENCH_STAMP): pyproject.toml constraints/bench.txt constraints/dev.txt sfroute/_version.py
+$(BENCH_STAMP): pyproject.toml constraints/bench.txt constraints/dev.txt sfroute/_version.py sfroute/_native/heart.c
 	@.ci/make-venv $(BENCH_VENV) bench constraints/bench.txt constraints/dev.txt
 	@touch $@
 

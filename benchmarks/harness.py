@@ -19,6 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from sfroute._native import HALF
+
 __all__ = ["Comparison", "Cost", "Target", "machine", "table"]
 
 
@@ -190,7 +192,7 @@ def machine(*packages: str) -> str:
     )
     return (
         f"{_processor()}, {os.cpu_count()} cores, {platform.system()}, Python {sys.version.split()[0]} "
-        f"({_build()}) on {platform.machine()}, {versions}"
+        f"({_build()}) on {platform.machine()}, {versions}, {HALF} lookups"
     )
 
 

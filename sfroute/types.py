@@ -472,6 +472,7 @@ class RouterStats:
         retries: reason, such as ``"MOVED"`` or ``"timeout"`` -> how often a command was sent again.
         failures_reported: how often ``report_failure()`` was called.
         ejected: namespace and service -> the pods that this router places nobody on now, for what was reported.
+        native: lookups run on the compiled part; False where only the pure code runs, which answers the same.
     """
 
     cache: CacheStats
@@ -482,3 +483,4 @@ class RouterStats:
     spans_dropped: int = 0
     failures_reported: int = 0
     ejected: Mapping[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
+    native: bool = False

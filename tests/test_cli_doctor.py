@@ -77,12 +77,12 @@ def test_nothing_is_found_where_nothing_is_wrong(sfroute_namespace: str) -> None
         assert {check["verdict"] for check in done.json_lines} == {"ok"}
         assert [check["check"] for check in done.json_lines] == [
             *("servers", "slots", "replicas", "versions", "clocks", "memory", "disks"),
-            *("fleet", "rights", "tracking", "scripts", "keys", "pods", "links"),
+            *("fleet", "rights", "tracking", "scripts", "lookups", "keys", "pods", "links"),
         ]
         assert "50 links" in checks(done)["keys"]["summary"]
         assert "3 of 3 lanes" in checks(done)["tracking"]["summary"]
         # It has changed nothing.
-        assert operator("doctor", "--json").json_lines[11] == done.json_lines[11]
+        assert operator("doctor", "--json").json_lines[12] == done.json_lines[12]
         # Where three runs took longer than the pods' timeout, their silence would be found.
         beat(operator, 0)
         beat(operator, 1)

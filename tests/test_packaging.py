@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import textwrap
 import venv
@@ -36,6 +37,7 @@ SMOKE_TEST: Final = """
     import sfroute
     from sfroute.embedded import LocalCluster
     from sfroute._contract.scripts import SCRIPTS, get_script
+    from sfroute._native import HALF
 
     assert sfroute.__file__.startswith(sys.prefix), sfroute.__file__
 
@@ -57,17 +59,17 @@ SMOKE_TEST: Final = """
     with LocalCluster(primaries=3, replicas_per_primary=0) as cluster:
         threads(cluster.url)
         asyncio.run(tasks(cluster.url))
-    print(sfroute.__version__, len([get_script(name).sha for name in SCRIPTS]))
+    print(sfroute.__version__, len([get_script(name).sha for name in SCRIPTS]), HALF)
 """
 
 
-def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run to the end; the output is shown if it fails."""
     hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
-        env={name: value for name, value in os.environ.items() if name not in hidden},
+        env={name: value for name, value in os.environ.items() if name not in hidden} | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -76,12 +78,36 @@ def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
+def can_compile() -> bool:
+    """True if the native part can be built here."""
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    return header.exists() and shutil.which(os.environ.get("CC", "cc")) is not None
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "pure",
+        pytest.param(
+            "native", marks=pytest.mark.skipif(not can_compile(), reason="there is no compiler")
+        ),
+    ],
+)
+def half(request: pytest.FixtureRequest) -> str:
+    """Which half is built: where there is a compiler, and where there is none."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def distributions(half: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sdist and the wheel that was built from it."""
     folder = tmp_path_factory.mktemp("dist")
-    done = run(sys.executable, "-m", "build", "--outdir", folder, ROOT, cwd=folder)
+    environment = {"CC": "no-compiler"} if half == "pure" else {}
+    done = run(
+        *(sys.executable, "-m", "build", "--outdir", folder, ROOT), cwd=folder, **environment
+    )
     assert done.returncode == 0
+    assert ("built without its native part" in done.stdout + done.stderr) == (half == "pure")
     return folder
 
 
@@ -106,15 +132,19 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return interpreter
 
 
-def test_the_wheel_holds_the_package_the_scripts_and_the_license(wheel: Path) -> None:
-    assert wheel.name == f"sfroute-{__version__}-py3-none-any.whl"
+def test_the_wheel_holds_the_package_the_scripts_and_the_license(wheel: Path, half: str) -> None:
+    pure = f"sfroute-{__version__}-py3-none-any.whl"
+    assert (wheel.name == pure) == (half == "pure")
     files = zipfile.ZipFile(wheel)
     description = files.read(f"sfroute-{__version__}.dist-info/METADATA").decode()
     assert f"\nVersion: {__version__}\n" in description
     names = set(files.namelist())
     scripts = {f"sfroute/lua_scripts/{name}.lua" for name in SCRIPTS}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "sfroute").rglob("*.py")}
-    assert scripts | modules | {"sfroute/py.typed"} <= names
+    assert scripts | modules | {"sfroute/py.typed", "sfroute/_native/heart.c"} <= names
+    compiled = {name for name in names if name.endswith(".so")}
+    own = f"sfroute/_native/heart{sysconfig.get_config_var('EXT_SUFFIX')}"
+    assert compiled == ({own} if half == "native" else set())
     assert f"sfroute-{__version__}.dist-info/licenses/LICENSE" in names
     assert {name.split("/")[0] for name in names} == {"sfroute", f"sfroute-{__version__}.dist-info"}
 
@@ -127,14 +157,16 @@ def test_the_sdist_holds_everything_that_a_clone_does(distributions: Path) -> No
     if tracked.returncode != 0:
         pytest.skip("this is no clone")
     assert set(tracked.stdout.split()) - names == set()
+    # What was compiled here is no source.
+    assert not [name for name in names if name.endswith(".so")]
 
 
-def test_the_wheel_works_without_the_source_tree(python: Path, tmp_path: Path) -> None:
+def test_the_wheel_works_without_the_source_tree(python: Path, half: str, tmp_path: Path) -> None:
     program = tmp_path / "smoke.py"
     program.write_text(textwrap.dedent(SMOKE_TEST))
     done = run(python, "-I", "-W", "error", program, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{__version__} {len(SCRIPTS)}\n"
+    assert done.stdout == f"{__version__} {len(SCRIPTS)} {half}\n"
 
 
 def test_without_the_extra_the_command_says_what_to_install(python: Path, tmp_path: Path) -> None:

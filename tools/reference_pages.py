@@ -187,7 +187,8 @@ def configuration() -> str:
         "\n".join(["| option | default | meaning |", "|---|---|---|", *recorded.rows]) + "\n"
     )
     parts.append(
-        "## Environment\n\nThe library reads no variables. The `sfroute` command reads "
+        "## Environment\n\nThe library reads one variable: `SFROUTE_PURE=1` leaves "
+        "[the native part](../explanation/performance.md#the-native-part) of lookups out. The `sfroute` command reads "
         "[`SFROUTE_URL`, `SFROUTE_NAMESPACE` and `SFROUTE_SERVICE`](cli.md); "
         "`sfroute.telemetry.setup` leaves the SDK to OpenTelemetry's [`OTEL_*`](../how-to/trace.md).\n"
     )

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from typing import Final, Protocol
 
 from .._chance import chance
 from .._contract import replies
 from .._contract.error_replies import read_failure
-from .._contract.keys import claim_key_parts, link_key_parts, link_prefix, tagged_link_key
+from .._contract.keys import claim_key_parts, link_key_parts, link_prefix
+from .._native import heart
 from .._net.channel import Channel, Request
 from .._net.connection import Address, Connection, ReplyError, WireSettings, encode
 from .._net.lineage import ASK_HISTORY, ASK_MEMORY, Lineage
@@ -26,17 +28,14 @@ from ..errors import CorruptReply
 from ..telemetry import ClientRecord, Telemetry
 from ..telemetry.records import time_ns
 from ..types import LaneStats
-from .cache import Epoch, Flight, LookupCache, Value, Waiter
+from .cache import Entry, Epoch, Flight, LookupCache, Value, Waiter
+from .packing import after_asking, all_links, value_and_ttl
 from .self_report import SelfReport
 
 __all__ = ["Lane", "LinkWatcher", "Read", "ReadOwner"]
 
 _TRACKING_ON: Final = encode("CLIENT", "TRACKING", "ON")
 _PING: Final = encode("PING")
-_ASKING: Final = encode("ASKING")
-_GET: Final = b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n"
-_PTTL: Final = b"*2\r\n$4\r\nPTTL\r\n$%d\r\n%b\r\n"
-_GET_AND_PTTL: Final = _GET + _PTTL
 TRACKING_SINCE: Final = (7,)
 """Redis 6 may put pushes inside the replies of other commands."""
 
@@ -174,6 +173,7 @@ class Lane:
                 *((_TRACKING_ON,) if config.cache.tracking else ()),
             ),
             max_reply=MAX_LOOKUP_BYTES,
+            plain=partial(heart.land, self) if heart is not None else None,
         )
 
     @property
@@ -392,21 +392,14 @@ class Read(Flight):
         """Leave on this lane, with whatever else comes up in this turn of the loop; ``tag``: of its key."""
         key = self.key
         if len(key) == 3:
-            # Packed by hand, which halves that: every miss comes by here.
-            wire_key = tagged_link_key(tag, key[2])
-            size = len(wire_key)
-            if asking:
-                # ASKING holds for the next command only.
-                self.payload = (
-                    _ASKING + _GET % (size, wire_key) + _ASKING + _PTTL % (size, wire_key)
-                )
-                self.commands = 4
-            else:
-                self.payload = _GET_AND_PTTL % (size, wire_key, size, wire_key)
+            if not asking:
+                self.payload = value_and_ttl(tag, key[2])
                 self.commands = 2
+            else:
+                self.payload = after_asking(tag, key[2])
+                self.commands = 4
         else:
-            get_all = encode("HGETALL", tagged_link_key(tag, ""))
-            self.payload = get_all if not asking else _ASKING + get_all
+            self.payload = all_links(tag, asking=asking)
             self.commands = 1 if not asking else 2
         self.lane = lane
         self.epoch = lane.epoch
@@ -495,3 +488,7 @@ class Read(Flight):
         again = lane.cache.land(self, found, seconds, self.sent_at, self.epoch, storable)
         if again:
             lane.owner.ask_again(self, again)
+
+
+if heart is not None:
+    heart.learn(Read, Entry, Epoch)

@@ -27,6 +27,7 @@ from .connection import (
     Connection,
     ConnectionLost,
     HandshakeRefused,
+    PlainReplies,
     ReplyTooLarge,
     Token,
     WireSettings,
@@ -131,6 +132,7 @@ class Channel:
         any_reply_is_life: bool = False,
         one_batch_at_a_time: bool = False,
         max_reply: int = MAX_REPLY_BYTES,
+        plain: PlainReplies | None = None,
     ) -> None:
         self.address = address
         self.reachable = True
@@ -148,6 +150,7 @@ class Channel:
         # better to wait here: it leaves together, behind one WAIT, and not at all if its caller goes.
         self._one_batch_at_a_time = one_batch_at_a_time
         self._max_reply = max_reply
+        self._plain = plain
         self._pings_in_flight = 0
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Request] = deque()
@@ -297,6 +300,7 @@ class Channel:
                 credentials=credentials,
                 setup=self._setup,
                 max_reply=self._max_reply,
+                plain=self._plain,
             )
         except (ConnectionLost, HandshakeRefused) as error:
             self._connecting = None

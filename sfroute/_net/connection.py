@@ -13,7 +13,7 @@ import socket
 import ssl
 import struct
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Protocol, cast
 
@@ -31,6 +31,7 @@ __all__ = [
     "ConnectionLost",
     "Credentials",
     "HandshakeRefused",
+    "PlainReplies",
     "Receiver",
     "ReplyError",
     "ReplyTooLarge",
@@ -131,6 +132,11 @@ class Receiver(Protocol):
         """The connection ended; ``tokens`` were sent and not answered. Called once, last."""
 
 
+PlainReplies = Callable[[bytes, deque[Token]], int]
+"""Hands over the plain replies that stand at the front of what arrived, as the parser and the tokens would, and takes
+their tokens. Returns how many bytes they took. What it is depends on who asks: see ``_native``."""
+
+
 class _Handshake:
     """Token and receiver of the handshake, for the coroutine that opens the connection."""
 
@@ -165,8 +171,10 @@ class Connection(asyncio.BufferedProtocol):
         receiver: Receiver,
         settings: WireSettings = _PLAIN,
         max_reply: int = MAX_REPLY_BYTES,
+        plain: PlainReplies | None = None,
     ) -> None:
         self._receiver = receiver
+        self._plain = plain
         self._settings = settings
         self._reader = BoundedReader(hiredis.Reader(notEnoughData=_NOTHING), max_reply)
         self._tokens: deque[Token] = deque()
@@ -185,9 +193,10 @@ class Connection(asyncio.BufferedProtocol):
         credentials: Credentials = (),
         setup: Iterable[bytes] = (),
         max_reply: int = MAX_REPLY_BYTES,
+        plain: PlainReplies | None = None,
     ) -> tuple[Connection, list[object]]:
         """Connect, authenticate and switch to RESP3; then run ``setup``. No reply may take more than ``max_reply``
-        bytes.
+        bytes. ``plain`` sees what arrives before the parser does.
 
         ``credentials`` come from ``ask_for_credentials``: that takes time which is not the server's.
 
@@ -204,7 +213,7 @@ class Connection(asyncio.BufferedProtocol):
                 hello = _hello(settings, credentials)
                 handshake = _Handshake(len(commands) + 1)
                 _, self = await settings.dialer.connect(
-                    lambda: cls(handshake, settings, max_reply), address
+                    lambda: cls(handshake, settings, max_reply, plain), address
                 )
                 self.send(b"".join([hello, *commands]), [handshake] * (len(commands) + 1))
                 await handshake.done
@@ -269,6 +278,11 @@ class Connection(asyncio.BufferedProtocol):
         """Parse all complete replies, and hand them over in wire order."""
         reader, receiver, tokens = self._reader, self._receiver, self._tokens
         gets = reader.gets
+        if self._plain is not None:
+            data = self._past_plain(self._plain, data)
+            if not data:
+                receiver.on_read()
+                return
         try:
             reader.feed(data)
             more = True
@@ -293,6 +307,11 @@ class Connection(asyncio.BufferedProtocol):
         else:
             if self._lost is None:
                 receiver.on_read()
+
+    def _past_plain(self, plain: PlainReplies, data: bytes) -> bytes:
+        """What is left for the parser. In the middle of a reply, only the parser knows what the next byte is."""
+        taken = plain(data, self._tokens) if not self._reader.has_data() else 0
+        return data[taken:] if taken else data
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the receiver, once."""

@@ -24,6 +24,7 @@ from .._contract.introduction import introduce
 from .._lookups.cache import LookupCache
 from .._lookups.dispatch import Dispatch
 from .._lookups.lookups import Lookups
+from .._native import heart
 from .._net.cluster_topology import make_topology
 from .._net.connection import encode
 from .._net.lineage import Lineage
@@ -359,4 +360,5 @@ class Engine:
             failures_reported=self.failures_reported,
             ejected=self.parts.views.ejected() if self.parts is not None else {},
             spans_dropped=self.telemetry.dropped,
+            native=heart is not None,
         )

@@ -10,6 +10,7 @@ from typing import Final
 
 from ..._contract.keys import link_prefix, slot_of, state_key
 from ..._contract.scripts import SCRIPTS, get_script
+from ..._native import HALF, WHY_PURE
 from ...config import RouterConfig
 from ...errors import SfrouteError
 from ...types import LaneStats
@@ -111,11 +112,11 @@ async def _kept(store: Store) -> dict[str, int | str]:
 
 
 def judge_router(facts: RouterFacts) -> list[Check]:
-    """The router, its lanes, its scripts."""
+    """The router, its lanes, its scripts, and which half of the code looks up."""
     if facts.trouble is not None:
         finding = Finding("error", f"no router can be opened: {facts.trouble}", "see above")
         return [Check("router", "it does not open", (finding,))]
-    return [_tracking(facts), _scripts(facts)]
+    return [_tracking(facts), _scripts(facts), _half()]
 
 
 def _tracking(facts: RouterFacts) -> Check:
@@ -171,3 +172,10 @@ def _scripts(facts: RouterFacts) -> Check:
     else:
         summary += "one that reads has run" + ("" if all_told else "; SCRIPT EXISTS is refused")
     return Check("scripts", summary, tuple(findings))
+
+
+def _half() -> Check:
+    # Never a finding: the pure code answers the same.
+    if HALF == "native":
+        return Check("lookups", "the native part runs")
+    return Check("lookups", f"in pure Python, which takes longer: {WHY_PURE}")

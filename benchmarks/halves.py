@@ -1,0 +1,107 @@
+"""Misses with the native part of lookups and with the pure code: processor time of the client, on one cluster.
+
+    python benchmarks/halves.py [--rounds 9]
+
+Each half runs in processes of its own, which take turns, since the choice is made at import. Processor time is less
+disturbed by what else the machine does than the clock; ratios of runs side by side even less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+
+from harness import machine
+
+import sfroute
+from sfroute.embedded import LocalCluster
+
+NAMESPACE, SERVICE = "bench", "chat"
+REPEATS = 8
+TOGETHER = 1000
+HALVES = {"pure": "1", "native": "0"}
+
+
+async def measured(url: str) -> dict[str, float]:
+    """Work -> microseconds of the processor for one lookup."""
+    numbers = itertools.count()
+    run = time.time_ns()
+
+    def fresh_uid() -> str:
+        return f"h-{run}-{next(numbers):09d}"
+
+    # What is looked up is never there, and nothing ends meanwhile.
+    config = sfroute.RouterConfig(cache=sfroute.CacheConfig(max_entries=20_000, max_age=600))
+    async with sfroute.AsyncRouter.from_url(url, config=config) as router:
+
+        async def misses(at_once: int) -> None:
+            async def one() -> None:
+                for _ in range(TOGETHER // at_once):
+                    await router.get_linked_pod(NAMESPACE, fresh_uid(), SERVICE)
+
+            await asyncio.gather(*(one() for _ in range(at_once)))
+
+        async def batch() -> None:
+            uids = [fresh_uid() for _ in range(TOGETHER)]
+            await router.batch_get_linked_pod(NAMESPACE, uids, SERVICE)
+
+        works: dict[str, Callable[[], Awaitable[None]]] = {
+            "async miss, 100 at a time": lambda: misses(100),
+            "async miss, 10 at a time": lambda: misses(10),
+            "async miss, 1 at a time": lambda: misses(1),
+            "async batch of 1,000": batch,
+        }
+        found = {}
+        for name, work in works.items():
+            await work()
+            began = time.process_time()
+            for _ in range(REPEATS):
+                await work()
+            found[name] = (time.process_time() - began) / REPEATS / TOGETHER * 1e6
+        return found
+
+
+def in_turns(url: str, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Work -> half -> what each round took."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for _ in range(rounds):
+        for half, switch in HALVES.items():
+            done = subprocess.run(
+                [sys.executable, __file__, "--url", url],
+                env={**os.environ, "SFROUTE_PURE": switch},
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
+            for work, micros in json.loads(done.stdout).items():
+                found.setdefault(work, {}).setdefault(half, []).append(micros)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=9, help="processes of each half")
+    parser.add_argument("--url", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.url:
+        print(json.dumps(asyncio.run(measured(options.url))))
+        return
+    with LocalCluster(3, 0) as cluster:
+        found = in_turns(cluster.url, options.rounds)
+    print(f"Machine: {machine('sfroute')}, at a load of {os.getloadavg()[0]:.0f}\n")
+    print("| CPU of the client, each | pure | native | ratio |\n|---|---|---|---|")
+    for work, halves in found.items():
+        pure, native = (statistics.median(halves[half]) for half in HALVES)
+        print(f"| {work} | {pure:.1f} us | {native:.1f} us | {native / pure:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -28,6 +28,7 @@ import redis
 import redis.cluster
 from support.program import Client, LinkProgram, StateProgram
 from support.rights import give_rights, rule_of, url_of
+from support.stalls import Stalls
 
 from sfroute.embedded import LocalCluster, LocalServer
 from sfroute.embedded._node import Node
@@ -35,6 +36,10 @@ from sfroute.embedded._node import Node
 # A shell starts what runs in its background with SIGINT ignored, and children inherit that; the tests send it to some.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Python keeps what it compiles, as in the Makefile, whatever the shell says: each of the thousand that the tests start
+# would need twice the time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # --- servers
 
@@ -275,6 +280,13 @@ async def router(make_router: Callable[..., Any], cluster: LocalCluster) -> Asyn
     await router.open()
     yield router
     await router.aclose()
+
+
+@pytest.fixture
+def stalls() -> Iterator[Stalls]:
+    """When this process did not run, for tests that time it."""
+    with Stalls() as stalls:
+        yield stalls
 
 
 # --- nothing is left behind

@@ -21,6 +21,7 @@ from support.documents import block
 from support.model import PERSIST_FOREVER, Model
 from support.node import EXAMPLE, NodeError, NodeLinks, require_node
 from support.program import Client, LinkProgram, check_keys, owner_of, primaries
+from support.stalls import Stalls
 from test_model_machine import SETTINGS
 
 from sfroute import CacheConfig, InvalidArgument, Router, RouterConfig
@@ -205,7 +206,7 @@ def evalshas(node: redis.Redis) -> int:
 
 
 def test_a_write_of_node_reaches_the_cache_of_python_at_once(
-    node: NodeLinks, python: Router, namespace: str
+    node: NodeLinks, python: Router, namespace: str, stalls: Stalls
 ) -> None:
     """The server pushes it; docs/explanation/coherence.md promises milliseconds."""
     python.get_linked_pod(namespace, "ada", "chat")
@@ -217,8 +218,8 @@ def test_a_write_of_node_reaches_the_cache_of_python_at_once(
         node.set_linked_pod(namespace, "ada", "chat", pod)
         written = time.monotonic()
         while python.get_linked_pod(namespace, "ada", "chat") != pod:
-            assert time.monotonic() < written + 5, "the cache does not hear of it"
-        took.append(time.monotonic() - written)
+            assert time.monotonic() < written + 20, "the cache does not hear of it"
+        took.append(stalls.took(written))
     assert statistics.median(took) < 0.02
     # A busy machine may be late now and then.
     assert max(took) < 1

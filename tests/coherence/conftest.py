@@ -96,8 +96,11 @@ CALM: dict[str, Any] = {"heartbeat": 10.0, "heartbeat_timeout": 20.0}
 """For tests that hold replies back, however long a busy machine takes: the lane is not given up for its silence."""
 
 
-SOON = 1.0
-"""Seconds in which something must have come about, in tests that are not about how fast it does."""
+SOON = 20.0
+"""Seconds in which something must have come about, in tests that are not about how fast it does.
+
+Age brings nothing about meanwhile: see ``settings``.
+"""
 
 
 async def until(condition: Callable[[], Awaitable[bool]], within: float = SOON) -> None:

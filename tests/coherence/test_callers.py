@@ -23,7 +23,7 @@ from sfroute import AsyncRouter, Router, RouterClosed
 from sfroute._contract.keys import link_key
 from sfroute.embedded import LocalCluster, LocalServer
 
-from .conftest import Raw, cached, settings
+from .conftest import CALM, SOON, Raw, cached, settings
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -50,7 +50,7 @@ class TestGivingUp:
 
         async with (
             Proxy(single.node.address) as proxy,
-            AsyncRouter.from_url(proxy.url, config=settings()) as router,
+            AsyncRouter.from_url(proxy.url, config=settings(**CALM)) as router,
         ):
             proxy.replies.delay = lambda: random.uniform(0, 0.004)
             await router.open()
@@ -81,7 +81,7 @@ class TestGivingUp:
     ) -> None:
         """Whether the write was executed or not: the cache says what the store says."""
         uid = (namespace, "ada", "chat")
-        untracked = settings(tracking=False, max_age_untracked=60.0)
+        untracked = settings(tracking=False, max_age_untracked=60.0, **CALM)
         executed = 0
         async with (
             Proxy(single.node.address) as proxy,
@@ -144,7 +144,7 @@ class TestThreads:
                 ThreadPoolExecutor(16) as pool,
             ):
                 list(pool.map(lambda thread: work(router, thread), range(16)))
-                deadline = time.monotonic() + 1
+                deadline = time.monotonic() + SOON
                 while router.get_linked_pod(*shared) != 149:
                     assert time.monotonic() < deadline
                 stats = router.stats()
@@ -188,12 +188,12 @@ class TestThreads:
                 time.sleep(0.001)
             router.close()
             for task in waiting:
-                assert isinstance(task.exception(timeout=5), RouterClosed)
+                assert isinstance(task.exception(timeout=SOON), RouterClosed)
         with pytest.raises(RouterClosed):
             router.get_linked_pod(namespace, "ada", "chat")
 
 
-def run(program: str, *args: str, timeout: float = 30.0, unclosed: str = "error") -> str:
+def run(program: str, *args: str, unclosed: str = "error") -> str:
     """What a program of this folder prints; warnings are errors there, too.
 
     ``unclosed``: what is done about warnings of what was not closed.
@@ -203,7 +203,7 @@ def run(program: str, *args: str, timeout: float = 30.0, unclosed: str = "error"
         [sys.executable, *warnings, str(PROGRAMS / program), *args],
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=90,  # it hangs
         check=False,
         env={**os.environ, "PYTHONFAULTHANDLER": "1"},
     )
@@ -223,12 +223,12 @@ class TestProcesses:
     def test_calls_after_the_interpreter_began_to_end_raise_instead_of_hanging(
         self, some_server: LocalServer, namespace: str, when: str
     ) -> None:
-        assert run("exits.py", some_server.url, namespace, when, timeout=10) == "ok\n"
+        assert run("exits.py", some_server.url, namespace, when) == "ok\n"
 
     def test_a_process_without_room_for_a_thread_gets_an_error_of_ours(
         self, some_server: LocalServer
     ) -> None:
-        assert run("no_threads.py", some_server.url, timeout=10) == "ok\n"
+        assert run("no_threads.py", some_server.url) == "ok\n"
 
 
 STATES = """
@@ -245,7 +245,7 @@ def test_the_interpreter_ends_in_silence_whatever_a_router_is_doing(
     with socket.create_server(("127.0.0.1", 0)) as never_answers:
         silent = f"redis://127.0.0.1:{never_answers.getsockname()[1]}"
         where = (some_server.url, silent, namespace)
-        assert run("endings.py", *where, state, timeout=20, unclosed="ignore") == "ok\n"
+        assert run("endings.py", *where, state, unclosed="ignore") == "ok\n"
 
 
 async def test_asyncio_and_threads_share_nothing(single: LocalServer, namespace: str) -> None:

@@ -16,6 +16,9 @@ from sfroute.embedded import LocalCluster, LocalServer
 
 from .conftest import OwnerClients, Raw, another_client, becomes, cached, settings, until
 
+LIFE = 3000
+"""Milliseconds of a temporary link, in which a busy machine does a few steps."""
+
 
 class TestLinks:
     async def test_an_absent_link_that_is_created_elsewhere_is_seen(
@@ -39,8 +42,8 @@ class TestLinks:
         async with AsyncRouter.from_url(single.url, config=settings()) as router:
             assert await cached(router, uid) == 1
             assert await router.get_linked_pod_if_persist(*uid) == 1
-            await other.pexpire(link_key(*uid), 300)
-            over = time.monotonic() + 0.3
+            await other.pexpire(link_key(*uid), LIFE)
+            over = time.monotonic() + LIFE / 1000
 
             async def is_temporary() -> bool:
                 return await router.get_linked_pod_if_persist(*uid) is None
@@ -55,11 +58,12 @@ class TestLinks:
         self, single: LocalServer, other: Raw, namespace: str
     ) -> None:
         uid = (namespace, "ada", "chat")
-        await other.set(link_key(*uid), 1, px=200)
         async with AsyncRouter.from_url(single.url, config=settings()) as router:
+            await other.set(link_key(*uid), 1, px=LIFE)
+            over = time.monotonic() + LIFE / 1000
             assert await cached(router, uid) == 1
-            await other.persist(link_key(*uid))
-            await asyncio.sleep(0.25)
+            assert await other.persist(link_key(*uid))
+            await asyncio.sleep(over - time.monotonic() + 0.05)
             assert await router.get_linked_pod_if_persist(*uid) == 1
 
     async def test_flushall_empties_the_cache(
@@ -106,26 +110,28 @@ class TestTemporaryLinks:
             another_client(server) as other,
             AsyncRouter.from_url(server.url, config=settings()) as router,
         ):
-            over: dict[str, float] = {}
-            for number in range(self.LINKS):
-                milliseconds = 100 + 3 * number
-                await other.set(link_key(namespace, f"u{number}", "chat"), 7, px=milliseconds)
-                over[f"u{number}"] = time.monotonic() + milliseconds / 1000
-            served = 0
+            served = rounds = 0
             too_late = [0.0]
-            while any(time.monotonic() <= end for end in over.values()):
-                for uid, end in over.items():
-                    asked = time.monotonic()
-                    if await router.get_linked_pod(namespace, uid, "chat") is not None:
-                        served += 1
-                        too_late.append(asked - end)
-                await asyncio.sleep(0.002)
+            # One round is enough on an idle machine. Where links are over before anybody could ask, there are others.
+            async with asyncio.timeout(120):
+                while served <= 10 * self.LINKS or router.stats().cache.hits <= served / 2:
+                    rounds += 1
+                    over: dict[str, float] = {}
+                    for number in range(self.LINKS):
+                        uid, milliseconds = f"u{rounds}-{number}", 100 + 3 * number
+                        await other.set(link_key(namespace, uid, "chat"), 7, px=milliseconds)
+                        over[uid] = time.monotonic() + milliseconds / 1000
+                    while any(time.monotonic() <= end + 0.001 for end in over.values()):
+                        for uid, end in over.items():
+                            asked = time.monotonic()
+                            if await router.get_linked_pod(namespace, uid, "chat") is not None:
+                                served += 1
+                                too_late.append(asked - end)
+                        await asyncio.sleep(0.002)
+                    for uid in over:
+                        assert await router.get_linked_pod(namespace, uid, "chat") is None
             # The servers' own clock: a link of n ms lives until the (n + 1)th tick of a millisecond.
             assert max(too_late) <= 0.001
-            assert served > 10 * self.LINKS
-            assert router.stats().cache.hits > served / 2
-            for uid in over:
-                assert await router.get_linked_pod(namespace, uid, "chat") is None
 
     async def test_none_is_served_past_its_time(self, single: LocalServer, namespace: str) -> None:
         await self.never_past_its_time(single, namespace)

@@ -94,7 +94,7 @@ class Uid:
 async def on_single(single: LocalServer) -> AsyncIterator[tuple[AsyncRouter, Owner]]:
     async with Proxy(single.node.address) as proxy, another_client(single) as client:
         proxy.replies.delay = late
-        async with AsyncRouter.from_url(proxy.url, config=settings()) as router:
+        async with AsyncRouter.from_url(proxy.url, config=settings(**CALM)) as router:
             yield router, lambda _: client
 
 
@@ -105,7 +105,7 @@ async def on_cluster(cluster: LocalCluster) -> AsyncIterator[tuple[AsyncRouter, 
         aclosing(owners),
         ProxiedCluster(cluster.startup_nodes) as proxied,
         proxied.client() as lent,
-        AsyncRouter(lent, config=settings()) as router,
+        AsyncRouter(lent, config=settings(**CALM)) as router,
     ):
         for proxy in proxied.proxies.values():
             proxy.replies.delay = late

@@ -29,7 +29,7 @@ async def test_a_killed_lane_comes_back_tracked_before_anything_is_cached(
         await other.set(link_key(*uid), 1)
     async with (
         Proxy(single.node.address) as proxy,
-        AsyncRouter.from_url(proxy.url, config=settings(stale_if_error=0)) as router,
+        AsyncRouter.from_url(proxy.url, config=settings(stale_if_error=0, **CALM)) as router,
     ):
         for round_ in range(10):
             for uid in uids:

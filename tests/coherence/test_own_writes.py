@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from support.proxy import Proxy
 
-from sfroute import AsyncRouter, CacheConfig, Router, RouterConfig
+from sfroute import AsyncRouter, Router, RouterConfig
 from sfroute.embedded import LocalServer
 
-from .conftest import settings
+from .conftest import CALM, settings
 
 UIDS = 25
 ROUNDS_PER_UID = 40
@@ -25,10 +25,10 @@ def late() -> float:
     return random.uniform(0, LONGEST_DELAY) if random.random() < 0.7 else 0.0
 
 
-UNTRACKED = RouterConfig(cache=CacheConfig(max_age=60, max_age_untracked=60, tracking=False))
+UNTRACKED = settings(max_age_untracked=60.0, tracking=False, **CALM)
 
 
-@pytest.mark.parametrize("config", [settings(), UNTRACKED], ids=["tracked", "untracked"])
+@pytest.mark.parametrize("config", [settings(**CALM), UNTRACKED], ids=["tracked", "untracked"])
 async def test_asyncio_reads_its_writes_a_thousand_times(
     single: LocalServer, namespace: str, config: RouterConfig
 ) -> None:
@@ -129,7 +129,7 @@ async def test_threads_read_their_writes_a_thousand_times(
 
         def run() -> None:
             with (
-                Router.from_url(proxy.url, config=settings()) as router,
+                Router.from_url(proxy.url, config=settings(**CALM)) as router,
                 ThreadPoolExecutor(8) as pool,
             ):
                 for counts in pool.map(lambda n: rounds(router, f"u{n}"), range(8)):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pytest
 from conftest import SERVERS, make_cluster
 from support.ledger import Ledger
+from support.stalls import Stalls
 
 from sfroute import AsyncRouter, Link, PlacementConfig, RetryConfig, RouterConfig
 from sfroute._contract.keys import link_key
@@ -22,13 +23,13 @@ HEARTBEAT = 0.2
 HEARTBEAT_TIMEOUT = 1.0
 BOUND = min(MAX_AGE, HEARTBEAT_TIMEOUT)
 STALL = 0.25
-"""How much later than planned a busy machine may run a timer."""
+"""How much later than planned a timer may run, without the time in which nothing of this process runs."""
 
 
 def config(**placement: float) -> RouterConfig:
     return settings(
         RouterConfig(
-            retry=RetryConfig(deadline=3.0, connect_timeout=0.3),
+            retry=RetryConfig(deadline=10.0, connect_timeout=0.3),
             placement=PlacementConfig(**placement),  # type: ignore[arg-type]
         ),
         max_age=MAX_AGE,
@@ -92,7 +93,10 @@ async def link_ten_uids(server: LocalServer, namespace: str) -> list[str]:
 
 @pytest.mark.parametrize("asking", [asking_for_links, asking_for_pods])
 async def test_answers_are_marked_stale_once_the_heartbeat_is_missed(
-    mortal_server: LocalServer, namespace: str, asking: Callable[[AsyncRouter, str], Ask]
+    mortal_server: LocalServer,
+    namespace: str,
+    asking: Callable[[AsyncRouter, str], Ask],
+    stalls: Stalls,
 ) -> None:
     uids = await link_ten_uids(mortal_server, namespace)
     async with AsyncRouter.from_url(mortal_server.url, config=config()) as router:
@@ -101,7 +105,13 @@ async def test_answers_are_marked_stale_once_the_heartbeat_is_missed(
             await ask(uid)
         mortal_server.pause()
         stopped = time.monotonic()
-        answers = await ask_until(lambda a: a.answered > stopped + 1.7, ask, uids)
+        outdated: set[str] = set()
+
+        def all_are_marked(answer: Answer) -> bool:
+            outdated.update([answer.uid] if answer.stale else [])
+            return answer.answered > stopped + 1.7 and outdated == set(uids)
+
+        answers = await ask_until(all_are_marked, ask, uids)
         mortal_server.resume()
         resumed = time.monotonic()
 
@@ -109,26 +119,25 @@ async def test_answers_are_marked_stale_once_the_heartbeat_is_missed(
         # The primary may have learnt otherwise ever since it was stopped: nobody is told the old for longer than the
         # bound, unless it is marked.
         unmarked = [answer for answer in answers if not answer.stale]
-        assert max(answer.answered for answer in unmarked) - stopped <= BOUND
-        assert max(answer.age for answer in unmarked) <= BOUND
+        assert max(stalls.took(stopped, answer.answered) for answer in unmarked) <= BOUND
+        assert max(a.age - stalls.between(a.asked, a.answered) for a in unmarked) <= BOUND
         marked = [answer for answer in answers if answer.stale]
-        assert {answer.uid for answer in marked} == set(uids)
         assert router.stats().cache.stale == len(marked)
         if asking is asking_for_links:
             assert all(answer.age >= answer.asked - stopped for answer in marked)
         # It takes no longer than noticing the silence takes.
-        longest = max(answer.answered - answer.asked for answer in answers)
+        longest = max(stalls.took(answer.asked, answer.answered) for answer in answers)
         assert longest < HEARTBEAT_TIMEOUT + HEARTBEAT + STALL
 
         back = await ask_until(lambda a: not a.stale, ask, uids)
-        assert back[-1].answered - resumed < 1.0
+        assert stalls.took(resumed, back[-1].answered) < 1.0
         (lane,) = router.stats().lanes
         assert lane.healthy
         assert lane.tracked
 
 
 async def test_nor_while_the_pods_of_the_service_cannot_be_read_either(
-    mortal_server: LocalServer, namespace: str
+    mortal_server: LocalServer, namespace: str, stalls: Stalls
 ) -> None:
     """``route()`` wants to know the pods, too; a link it waited with must not be told of as if it were young."""
     uids = await link_ten_uids(mortal_server, namespace)
@@ -144,7 +153,7 @@ async def test_nor_while_the_pods_of_the_service_cannot_be_read_either(
         )
         mortal_server.resume()
     unmarked = [answer for of_uid in answers for answer in of_uid if not answer.stale]
-    assert max(answer.answered for answer in unmarked) - stopped <= BOUND
+    assert max(stalls.took(stopped, answer.answered) for answer in unmarked) <= BOUND
 
 
 async def test_a_stopped_primary_that_is_replaced_never_outlives_the_bound(namespace: str) -> None:
@@ -169,7 +178,14 @@ async def test_a_stopped_primary_that_is_replaced_never_outlives_the_bound(names
             stopped = cluster.primary_of(link_key(namespace, "u0", "chat"))
             replica = cluster.replica_of(stopped)
             over = asyncio.Event()
-            asking = asyncio.create_task(ask_until(lambda _: over.is_set(), ask, uids))
+            unmarked = 0
+
+            def enough(answer: Answer) -> bool:
+                nonlocal unmarked
+                unmarked += not answer.stale
+                return over.is_set() and unmarked > 1000
+
+            asking = asyncio.create_task(ask_until(enough, ask, uids))
             cluster.pause(stopped)
             await asyncio.to_thread(cluster.failover, replica, force=True)
             await write(2)
@@ -184,5 +200,4 @@ async def test_a_stopped_primary_that_is_replaced_never_outlives_the_bound(names
         for answer in answers
         if not answer.stale
     ]
-    assert len(behind) > 1000
     assert max(behind) <= BOUND

@@ -16,7 +16,8 @@ from sfroute.embedded import LocalCluster, LocalServer
 
 from .conftest import another_client, cached, settings
 
-UNTRACKED = 0.3
+UNTRACKED = 2.5
+"""Seconds in which a busy machine looks up twice."""
 CONFIG = settings(max_age_untracked=UNTRACKED)
 RULES = "~sf:* +@all -client|tracking"
 
@@ -52,16 +53,16 @@ async def lives_for_its_time_only(
 ) -> None:
     uid = (namespace, "ada", "chat")
     async with another_client(server) as other, AsyncRouter.from_url(url, config=config) as router:
+        began = time.monotonic()
         assert await cached(router, uid) is None
-        looked_up = time.monotonic()
+        looked_up = asked = time.monotonic()
         await other.set(link_key(*uid), 1)
-        async with asyncio.timeout(UNTRACKED + 0.5):
-            while await router.get_linked_pod(*uid) is None:
-                asked = time.monotonic()
-                assert asked < looked_up + UNTRACKED
-                await asyncio.sleep(0.001)
+        while await router.get_linked_pod(*uid) is None:
+            assert asked < looked_up + UNTRACKED
+            await asyncio.sleep(0.001)
+            asked = time.monotonic()
         # Nobody pushed: it took the whole time.
-        assert time.monotonic() > looked_up + UNTRACKED - 0.05
+        assert time.monotonic() > began + UNTRACKED
         (lane,) = router.stats().lanes
         assert (lane.connected, lane.healthy, lane.tracked) == (True, True, False)
 
@@ -72,7 +73,7 @@ async def test_tracking_refused_by_the_acl(
     await lives_for_its_time_only(forbidden, own_server, namespace)
     (warning,) = warnings(caplog)
     assert "does not push invalidations (CLIENT TRACKING is refused (NOPERM))" in warning
-    assert "0.3 s" in warning
+    assert "2.5 s" in warning
     assert "secret" not in caplog.text
 
 
@@ -100,8 +101,8 @@ async def test_redis_62_own_writes_and_expiries_are_true_all_the_same(
         for pod in range(200):
             await router.set_linked_pod(*uid, pod)
             assert await cached(router, uid) == pod
-        await router.set_linked_pod(*uid, 1, 1)
-        over = time.monotonic() + 1.001
+        await router.set_linked_pod(*uid, 1, 3)
+        over = time.monotonic() + 3.001
         assert await cached(router, uid) == 1
         await asyncio.sleep(over - time.monotonic())
         assert await router.get_linked_pod(*uid) is None

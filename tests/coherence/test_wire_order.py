@@ -71,7 +71,10 @@ class TestOneSegment:
         self, segment: bytes, answer: int | None, cached: bool | None
     ) -> None:
         """``cached=None``: an answer that may be kept, and need not be."""
-        async with ScriptedPeer() as peer, AsyncRouter.from_url(peer.url, config=settings()) as r:
+        async with (
+            ScriptedPeer() as peer,
+            AsyncRouter.from_url(peer.url, config=settings(**CALM)) as r,
+        ):
             looking = asyncio.create_task(r.get_linked_pod(*UID))
             lane = await peer.lane()
             await lane.look_up()
@@ -84,7 +87,10 @@ class TestOneSegment:
         self,
     ) -> None:
         """1 was a temporary link; a persistent 2 took its place between the two replies: 1 never was persistent."""
-        async with ScriptedPeer() as peer, AsyncRouter.from_url(peer.url, config=settings()) as r:
+        async with (
+            ScriptedPeer() as peer,
+            AsyncRouter.from_url(peer.url, config=settings(**CALM)) as r,
+        ):
             looking = asyncio.create_task(r.get_linked_pod_if_persist(*UID))
             lane = await peer.lane()
             await lane.look_up()
@@ -99,7 +105,10 @@ class TestOneSegment:
     async def test_a_link_that_expired_before_its_time_to_live_was_read_is_not_persistent(
         self,
     ) -> None:
-        async with ScriptedPeer() as peer, AsyncRouter.from_url(peer.url, config=settings()) as r:
+        async with (
+            ScriptedPeer() as peer,
+            AsyncRouter.from_url(peer.url, config=settings(**CALM)) as r,
+        ):
             looking = asyncio.create_task(r.get_linked_pod_if_persist(*UID))
             lane = await peer.lane()
             await lane.look_up()
@@ -123,7 +132,10 @@ class TestPieces:
     async def test_the_order_counts_wherever_the_bytes_are_cut(
         self, stream: bytes, answer: int, cached: bool
     ) -> None:
-        async with ScriptedPeer() as peer, AsyncRouter.from_url(peer.url, config=settings()) as r:
+        async with (
+            ScriptedPeer() as peer,
+            AsyncRouter.from_url(peer.url, config=settings(**CALM)) as r,
+        ):
             lane = await first_look_up(r, peer, OLD)
             for cut in range(1, len(stream)):
                 looking = asyncio.create_task(r.get_linked_pod(*UID, fresh=True))

@@ -1,7 +1,8 @@
 """A gateway that asks for one link without end. Arguments: URL, namespace, ``async`` or ``sync``.
 
-Prints ``ready`` once the link is cached. After a line on standard input it prints what it was told, as JSON: how often
-it was served stale, and ``[asked, pod]`` of every answer, with instants of the machine's monotonic clock.
+Prints ``ready`` once the link is cached. After the line ``more`` on standard input it prints the same once it has been
+told some more, and after any other what it was told, as JSON: how often it was served stale, and ``[asked, pod]`` of
+every answer, with instants of the machine's monotonic clock.
 """
 
 from __future__ import annotations
@@ -16,14 +17,19 @@ from sfroute import AsyncRouter, CacheConfig, Router, RouterConfig
 
 url, namespace, front = sys.argv[1:]
 uid = (namespace, "ada", "chat")
-config = RouterConfig(cache=CacheConfig(max_age=60, heartbeat=0.1, heartbeat_timeout=0.3))
+config = RouterConfig(cache=CacheConfig(max_age=60, heartbeat=0.2, heartbeat_timeout=1.0))
 answers: list[tuple[float, int | None]] = []
 over = threading.Event()
 ASK_EVERY = 0.002
+MORE = 20
 
 
 def wait_for_the_end() -> None:
-    sys.stdin.readline()
+    while sys.stdin.readline() == "more\n":
+        enough = len(answers) + MORE
+        while len(answers) < enough:
+            time.sleep(ASK_EVERY)
+        print("more", flush=True)
     over.set()
 
 

@@ -656,10 +656,11 @@ class TestWhenTheStoreForgets:
     ) -> None:
         """A restarted node says at once that its history is another, and for a while refuses everything else."""
         with make_cluster(server, replicas_per_primary=0) as cluster:
-            config = RouterConfig(retry=RetryConfig(deadline=15.0))
+            config = RouterConfig(retry=RetryConfig(deadline=40.0))
             async with AsyncRouter.from_url(cluster.url, config=config) as speaker:
                 fleet = Fleet(speaker, namespace)
-                fleet.more = {"lease": 1500}
+                # The grace: long enough for a busy machine to write a link for everybody.
+                fleet.more = {"lease": 5000}
                 async with fleet.reporting():
                     router = AsyncRouter.from_url(cluster.url, config=config)
                     before = await where(router, namespace)
@@ -668,7 +669,7 @@ class TestWhenTheStoreForgets:
                         await asyncio.to_thread(cluster.kill, node)
                     await asyncio.to_thread(cluster.restart, first)
                     asking = asyncio.create_task(where(router, namespace))
-                    await asyncio.sleep(2.5)  # longer than the grace
+                    await asyncio.sleep(6.0)  # longer than the grace
                     for node in others:
                         await asyncio.to_thread(cluster.restart, node)
                     await asyncio.to_thread(cluster.wait_healthy)

@@ -25,6 +25,10 @@ from .model import Model
 Client = redis.Redis | redis.cluster.RedisCluster
 T = TypeVar("T")
 
+REMAINING = """
+local now = redis.call('TIME')
+return {redis.call('PTTL', KEYS[1]), now[1] * 1000 + math.floor(now[2] / 1000)}
+"""
 SCRIPT_FOLDER = Path(__file__).parent.parent.parent / "lua_scripts"
 
 
@@ -57,12 +61,9 @@ def expires_at(client: Client, key: str) -> object:
     try:
         return node.pexpiretime(key)
     except redis.exceptions.ResponseError:
-        # Redis 6.2 has no PEXPIRETIME; the clock and the remaining time are read one after the other.
-        remaining = node.pttl(key)
-        if remaining < 0:
-            return remaining
-        seconds, micros = node.time()
-        return pytest.approx(seconds * 1000 + micros // 1000 + remaining, abs=50)
+        # Redis 6.2 has no PEXPIRETIME. Its script reads the clock and the remaining time with nothing in between.
+        remaining, now = cast("list[int]", node.eval(REMAINING, 1, key))
+        return remaining if remaining < 0 else pytest.approx(now + remaining, abs=10)
 
 
 def owner_of(client: Client, key: str) -> redis.Redis:

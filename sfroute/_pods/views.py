@@ -308,7 +308,9 @@ class PodViews:
         """Stop the fetches under way."""
         self.closed.set()
         every = self._services.values()
-        tasks = [task for one in every for task in (one.fetch, one.following.asking) if task]
+        tasks: list[asyncio.Task[object]] = [
+            task for one in every for task in (one.fetch, one.following.asking) if task
+        ]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 
 import pytest
 from support.observe import commands
@@ -10,6 +11,7 @@ from support.proxy import Proxy
 from support.scripted import bulk, integer
 
 from sfroute import AsyncRouter, CorruptReply, StoreError, StoreUnavailable
+from sfroute._contract.introduction import read_introduction
 from sfroute._contract.keys import link_key, link_prefix
 from sfroute.config import RetryConfig, RouterConfig
 from sfroute.embedded import LocalCluster, LocalServer
@@ -19,15 +21,20 @@ from .conftest import CALM, Raw, cached, settings
 CROWD = 10_000
 
 
-def lanes_of(cluster: LocalCluster) -> dict[tuple[str, int], int]:
-    """Address -> how many tracked connections of a router the node lists."""
-    return {
-        node.address: sum(
-            "name=sfroute" in line and "t" in line.partition(" flags=")[2].partition(" ")[0]
-            for line in str(cluster.execute(node, "CLIENT", "LIST")).splitlines()
-        )
-        for node in cluster.nodes
-    }
+def connections_of(cluster: LocalCluster, client_name: str) -> dict[tuple[str, int], list[bool]]:
+    """Address -> the connections there of the routers with this name, each: whether the node tracks what it reads.
+
+    Only lanes ask for that. They rename themselves while they live, so it is the introduction that counts.
+    """
+    found: dict[tuple[str, int], list[bool]] = {}
+    for node in cluster.nodes:
+        found[node.address] = []
+        for line in str(cluster.execute(node, "CLIENT", "LIST")).splitlines():
+            fields = dict(field.partition("=")[::2] for field in line.split(" "))
+            said = read_introduction(fields["name"])
+            if said is not None and said.name == client_name:
+                found[node.address].append("t" in fields["flags"])
+    return found
 
 
 class TestCrowds:
@@ -69,7 +76,10 @@ class TestCrowds:
     async def test_ten_thousand_uids_use_one_lane_for_each_primary(
         self, cluster: LocalCluster, namespace: str
     ) -> None:
-        async with AsyncRouter.from_url(cluster.url, config=settings(**CALM)) as router:
+        # A name that no other router has, however many others are connected.
+        own = f"lanes-{secrets.token_hex(4)}"
+        config = settings(RouterConfig(client_name=own), **CALM)
+        async with AsyncRouter.from_url(cluster.url, config=config) as router:
             await router.set_linked_pod(namespace, "u0", "chat", 7)
             # A primary that does not know the script yet is sent its source.
             by_the_write = router.stats().retries
@@ -80,9 +90,12 @@ class TestCrowds:
             assert answers == [7] + [None] * (CROWD - 1)
             assert commands(cluster) - before == {"get": CROWD, "pttl": CROWD}
             primaries = {node.address for node in cluster.nodes if node.slots}
-            assert lanes_of(cluster) == {
+            connections = connections_of(cluster, own)
+            assert {address: sum(found) for address, found in connections.items()} == {
                 node.address: int(node.address in primaries) for node in cluster.nodes
             }
+            # The write went over another connection, which is known by the same name.
+            assert any(False in found for found in connections.values())
             stats = router.stats()
             assert [lane.reconnects for lane in stats.lanes] == [0] * 3
             assert stats.retries == by_the_write

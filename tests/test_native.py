@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -26,18 +27,21 @@ from hypothesis import strategies as st
 from support.peer import bulk
 from test_wire_fuzz import Owner, Wire, chunked, fuzz, names, pushes, streams, values
 
+import sfroute
 from sfroute import CacheConfig, RouterConfig
 from sfroute._contract.keys import link_tag
 from sfroute._lookups.cache import Entry, Epoch, Flight, LookupCache, Waiter
 from sfroute._lookups.lane import Lane, Read
 from sfroute._lookups.packing import value_and_ttl_in_python
-from sfroute._native import HALF, WHY_PURE
+from sfroute._native import HALF, STALE, WHY_PURE
 from sfroute._net.connection import Address, Connection, Token, WireSettings
 from sfroute.telemetry import Telemetry
 
 if os.environ.get("SFROUTE_TEST_NATIVE"):
     assert HALF == "native", WHY_PURE
 elif HALF == "pure":
+    # One that is there, and is not what is to be tested, is no reason to skip.
+    assert WHY_PURE != STALE, f"{STALE}: make native"
     pytest.skip(WHY_PURE, allow_module_level=True)
 
 from sfroute._native import heart as chosen
@@ -75,7 +79,8 @@ class Asked:
 
 FATES = (
     *("", "", "", "", "dirty", "given up", "own write", "gone from the table", "clean again"),
-    *("push awaited", "known"),
+    *("push awaited", "known", "in a batch", "ends a batch", "given up as its batch ends"),
+    *("its caller repoints", "its caller hangs up"),
 )
 
 
@@ -114,12 +119,29 @@ class Recorder(Owner):
         self.told.append("answers again")
         lane.troubled = False
 
+    def note_error(self, batch: object, error: hiredis.ReplyError) -> None:
+        self.told.append(("batch failed", str(error)))
+
+    def batch_ended(self, batch: object, error: Exception | None) -> None:
+        self.told.append(("batch ended", str(error)))
+        assert isinstance(batch, Batch)
+        if batch.gives_up is not None:
+            self.cache.fail(batch.gives_up, RuntimeError())
+
+
+@dataclass
+class Batch:
+    """What telemetry knows of lookups that left together, and what happens when it hears of their end."""
+
+    gives_up: Flight | None = None
+
 
 class Caller:
-    """One who waits for a flight."""
+    """One who waits for a flight. ``then`` is what it does about the answer."""
 
     def __init__(self, told: list[object], number: int) -> None:
         self.told, self.number, self.over = told, number, False
+        self.then: Callable[[], None] = lambda: None
 
     def done(self) -> bool:
         return self.over
@@ -127,6 +149,7 @@ class Caller:
     def set_result(self, flight: Flight) -> None:
         self.over = True
         self.told.append((self.number, flight.key, seen(flight.entry), repr(flight.error)))
+        self.then()
 
 
 def seen(entry: Entry | None) -> object:
@@ -156,6 +179,9 @@ def befall(fate: str, read: Read, cache: LookupCache, epoch: Epoch) -> None:
         cache._own_writes[read.key] = 1000.0, None
     elif fate == "known":
         cache.entries[read.key] = Entry(1, 2000.0, epoch, 2000.0, 1000.0)
+    elif "batch" in fate:
+        read.batch = cast("Any", Batch(read if fate.startswith("given up") else None))
+        read.closes_batch = fate != "in a batch"
 
 
 Land = Callable[[Lane, bytes, "deque[Token]"], int]
@@ -198,11 +224,13 @@ async def story(
     if setting.services:
         cache._services["ns"] = set(setting.services)
     reads = []
+    callers: list[Caller] = []
     for number, one in enumerate(asked):
         uid = f"u{number % 6}"
         read = Read(("ns", uid, "chat") if one.of_a_link else ("ns", uid), clock() + 60)
         cache.open(read)
-        read.add(Caller(told, number))
+        callers.append(Caller(told, number))
+        read.add(callers[-1])
         read.set_out(lane, link_tag("ns", uid), asking=one.asking)
         reads.append(read)
     lane.channel._flush()
@@ -211,6 +239,11 @@ async def story(
         for _ in range(one.late):
             read.add(Caller(told, 100 + number))
         befall(one.fate, read, cache, lane.epoch)
+        (caller,) = [each for each in callers if each.number == number]
+        if one.fate == "its caller repoints":
+            caller.then = lane.repoint
+        elif one.fate == "its caller hangs up":
+            caller.then = connection.abort
     if setting.repointed:
         lane.repoint()
     instant[0] += setting.pause
@@ -333,6 +366,22 @@ def test_both_halves_do_the_same_whatever_arrives() -> None:
         @example([bulk("3") + b":5000\r\n"], [Asked()] * 2, Setting(repointed=True))
         @example([(bulk("3") + b":-1\r\n") * 3], [Asked()] * 3, Setting(max_entries=1))
         @example([bulk("3") + b":-1\r\n"], [Asked()], Setting(services=(), max_age=0.0))
+        @example(
+            [(bulk("3") + b":-1\r\n") * 3],
+            [Asked(fate="in a batch"), Asked(fate="ends a batch"), Asked()],
+            Setting(),
+        )
+        @example([bulk("3") + b":-1\r\n"], [Asked(fate="given up as its batch ends")], Setting())
+        @example(
+            [(bulk("3") + b":-1\r\n") * 2],
+            [Asked(fate="its caller repoints"), Asked()],
+            Setting(),
+        )
+        @example(
+            [(bulk("3") + b":-1\r\n") * 3],
+            [Asked(), Asked(fate="its caller hangs up"), Asked()],
+            Setting(),
+        )
         def check(chunks: list[bytes], asked: list[Asked], setting: Setting) -> None:
             pure = runner.run(story(chunks, asked, setting, None))
             assert runner.run(story(chunks, asked, setting, counted)) == pure
@@ -458,9 +507,99 @@ def test_classes_without_the_slots_are_refused_and_change_nothing() -> None:
     test_plain_replies_never_reach_the_parser()
 
 
+def test_slots_that_were_borrowed_from_another_class_are_refused() -> None:
+    class Small:
+        __slots__ = ("max_age",)
+
+    borrowed = type("Borrowed", (), {"__slots__": (), "max_age": vars(Epoch)["max_age"]})
+    with pytest.raises(TypeError, match="is not a slot"):
+        heart.learn(Read, Entry, borrowed)
+    heart.learn(Read, Entry, Small)
+    # As it was.
+    heart.learn(Read, Entry, Epoch)
+
+
+class Beside:
+    """A lane, as far as the native part looks at one, and one lookup on it."""
+
+    troubled = False
+
+    def __init__(self, service: str = "chat") -> None:
+        self.cache = LookupCache(CacheConfig(), time.monotonic)
+        self.epoch = Epoch(5.0, 2000.0)
+        self.read = self.cache.open(Read(("ns", "ada", service), 2000.0))
+        self.read.lane = cast("Lane", self)
+        self.read.epoch, self.read.sent, self.read.sent_at = self.epoch, True, 1000.0
+        self.read._asking, self.read.batch = False, None
+
+    def land(self, *tokens: object) -> int:
+        return heart.land(self, bulk("3") + b":-1\r\n", deque(tokens))
+
+
+def test_two_replies_that_are_not_of_one_lookup_are_left_alone() -> None:
+    beside = Beside()
+    assert beside.land(beside.read, Beside().read) == 0
+    assert not beside.read.done
+    assert beside.land(beside.read, beside.read) > 0
+    assert beside.read.done
+
+
+@pytest.mark.parametrize("slot", Read.__slots__ + Flight.__slots__)
+def test_a_lookup_that_lacks_a_slot_lands_in_the_pure_code_or_not_at_all(slot: str) -> None:
+    beside = Beside()
+    if hasattr(beside.read, slot):
+        delattr(beside.read, slot)
+    # What is not read here may be missing.
+    landed = beside.land(beside.read, beside.read)
+    assert landed == 0 or slot in {
+        *(
+            "_skip",
+            "_value",
+            "closes_batch",
+            "commands",
+            "deadline",
+            "entry",
+            "error",
+            "from_store",
+        ),
+        *("hops", "last_error", "may_serve_stale", "payload", "records", "stale", "tears", "torn"),
+    }
+
+
+STALE_PART = """
+from sfroute._native import HALF, STALE, WHY_PURE
+from sfroute.cli.doctor.router import RouterFacts, judge_router
+print(HALF, WHY_PURE == STALE, [f.severity for f in judge_router(RouterFacts())[-1].findings])
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("none", "native False []"),
+        ("a newer source", "pure True ['warning']"),
+        # An installation without sources: there is nothing to compare with, and nobody replaced it.
+        ("no source", "native False []"),
+    ],
+)
+def test_a_part_that_is_older_than_its_source_is_not_used(
+    tmp_path: Path, change: str, told: str
+) -> None:
+    copy = tmp_path / "sfroute"
+    package = Path(sfroute.__file__).parent
+    shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(package.parent / "lua_scripts", tmp_path / "lua_scripts")
+    source = copy / "_native" / "heart.c"
+    if change == "a newer source":
+        source.write_text(source.read_text() + "/* changed */\n")
+    elif change == "no source":
+        source.unlink()
+    assert python(STALE_PART, PYTHONPATH=str(tmp_path), SFROUTE_PURE="") == told
+
+
 def python(program: str, **environment: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-P", "-c", program],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -511,3 +650,27 @@ def test_a_subinterpreter_gets_an_import_error() -> None:
     run = "exec" if sys.version_info >= (3, 13) else "run_string"
     told = python(SUBINTERPRETER.format(path=str(PART), run=run))
     assert "interpreter" in told
+
+
+HASHED = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_native import Beside
+class Name(str):
+    def __hash__(self):
+        self.beside.cache._services.clear()
+        return str.__hash__(self)
+name = Name("chat")
+# Of the lookup's own key only from here on.
+name.beside = Beside()
+name.beside = beside = Beside(name)
+beside.cache._services["ns"] = {{str(number) for number in range(1000)}}
+landed = beside.land(beside.read, beside.read)
+print(landed > 0, beside.read.done, beside.cache.entries.find(beside.read.key).value)
+"""
+
+
+def test_a_name_that_runs_code_when_hashed_takes_nothing_away_from_under_it() -> None:
+    program = HASHED.format(tests=str(Path(__file__).parent))
+    # Freed memory is overwritten at once.
+    assert python(program, PYTHONMALLOC="debug") == "True True 3"

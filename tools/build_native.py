@@ -11,6 +11,7 @@ The compiler is ``CC`` from the environment, else the one that this Python was b
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import shlex
 import subprocess
@@ -54,6 +55,8 @@ def build(folder: Path, options: tuple[str, ...] = ()) -> Path:
         *link,
         *shlex.split(sysconfig.get_config_var("CCSHARED") or "-fPIC"),
         *("-std=c11", "-O2", *options),
+        # sfroute._native compares it with the source it finds beside the part.
+        f'-DHEART_SOURCE="{hashlib.sha256(SOURCE.read_bytes()).hexdigest()}"',
         *("-isystem", sysconfig.get_path("include")),  # no warnings of others' headers
         str(SOURCE),
         *("-o", str(part)),

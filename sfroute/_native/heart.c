@@ -35,14 +35,18 @@
 #error "not for builds without the GIL: there the pure code runs"
 #endif
 
+#ifndef HEART_SOURCE
+#error "compile it with tools/build_native.py, which defines what it is compiled from"
+#endif
+
 /* --- What it knows of the pure classes: set once by `learn`, in the only interpreter that may import this --- */
 
 static PyTypeObject *read_type, *entry_type, *epoch_type;
 
 /* Offsets of slots in a Read. */
 static struct {
-    Py_ssize_t asking, batch, done, dirty, entry, epoch, error, key, lane, late, sent_at, value_read,
-        waiters;
+    Py_ssize_t asking, batch, closes_batch, done, dirty, entry, epoch, error, key, lane, late, sent, sent_at,
+        value_read, waiters;
 } in_read;
 
 /* Offsets of slots in an Entry, and in an Epoch. */
@@ -56,7 +60,7 @@ static struct {
 
 /* Names of attributes and methods that are called, interned. */
 static struct {
-    PyObject *cache, *config, *data, *done, *end_batch, *entries, *epoch, *flights, *negative, *own_writes, *popleft,
+    PyObject *cache, *config, *data, *done, *entries, *epoch, *flights, *negative, *own_writes, *popleft,
         *room, *services, *set_result, *store, *troubled;
 } name;
 
@@ -71,7 +75,10 @@ offset_of(PyTypeObject *type, const char *slot_name)
         return -1;
     }
     Py_ssize_t offset = -1;
-    if (Py_IS_TYPE(descriptor, &PyMemberDescr_Type)) {
+    /* Of this class or a base: one that was borrowed from elsewhere tells of other objects. */
+    if (Py_IS_TYPE(descriptor, &PyMemberDescr_Type)
+        && PyType_IsSubtype(type, ((PyDescrObject *)descriptor)->d_type))
+    {
         PyMemberDef *member = ((PyMemberDescrObject *)descriptor)->d_member;
         if (member->type == Py_T_OBJECT_EX) {
             offset = member->offset;
@@ -298,6 +305,59 @@ enter_scene(Scene *scene)
     return scene->services == NULL ? -1 : 1;
 }
 
+/* 1 if the next two replies belong to one lookup, and the lane is in the stretch it was in; else 0, or -1 with an
+   exception. A waiter is somebody else's code, so this is asked for each lookup. */
+static int
+is_next(Scene *scene, PyObject *read)
+{
+    PyObject *second = PySequence_GetItem(scene->tokens, 1);
+    if (second == NULL) {
+        return -1;
+    }
+    Py_DECREF(second);
+    if (second != read) {
+        return 0;
+    }
+    PyObject *epoch = PyObject_GetAttr(scene->lane, name.epoch);
+    if (epoch == NULL) {
+        return -1;
+    }
+    Py_DECREF(epoch);
+    return epoch == scene->epoch;
+}
+
+/* True if nothing about the lookup needs the pure code. */
+static bool
+is_plain(Scene *scene, PyObject *read)
+{
+    /* A redirected lookup has ASKING among its commands; one of a uid's links is a single command. What one stretch of
+       the lane asked and another answers, nobody vouches for. Who joined late may have to ask again. `done` means that
+       it was given up meanwhile. (What is `torn` has `value_read`.) What is not `sent` waits to be sent again. The end
+       of a batch is told to telemetry, whose code is not ours. */
+    if (!Py_IS_TYPE(read, read_type)
+        || get_slot(read, in_read.lane) != scene->lane
+        || get_slot(read, in_read.epoch) != scene->epoch
+        || get_slot(read, in_read.sent) != Py_True
+        || get_slot(read, in_read.value_read) != Py_False
+        || get_slot(read, in_read.asking) != Py_False
+        || get_slot(read, in_read.done) != Py_False
+        || get_slot(read, in_read.late) != Py_None)
+    {
+        return false;
+    }
+    PyObject *batch = get_slot(read, in_read.batch);
+    if (batch == NULL || (batch != Py_None && get_slot(read, in_read.closes_batch) != Py_False)) {
+        return false;
+    }
+    PyObject *key = get_slot(read, in_read.key);
+    PyObject *sent_at = get_slot(read, in_read.sent_at);
+    PyObject *waiters = get_slot(read, in_read.waiters);
+    return key != NULL && PyTuple_CheckExact(key) && PyTuple_GET_SIZE(key) == 3
+        && sent_at != NULL && PyFloat_CheckExact(sent_at)
+        && waiters != NULL && PyList_CheckExact(waiters)
+        && get_slot(read, in_read.dirty) != NULL;
+}
+
 /* The lookup that the next two replies belong to, if it is plain: a new reference. NULL without an exception: it is not. */
 static PyObject *
 plain_read(Scene *scene)
@@ -307,33 +367,9 @@ plain_read(Scene *scene)
         return NULL;
     }
     PyObject *read = PySequence_GetItem(scene->tokens, 0);
-    if (read == NULL) {
-        return NULL;
-    }
-    /* A redirected lookup has ASKING among its commands; one of a uid's links is a single command. What one stretch of
-       the lane asked and another answers, nobody vouches for. Who joined late may have to ask again. `done` means that
-       it was given up meanwhile. (What is `torn` has `value_read`.) */
-    if (!Py_IS_TYPE(read, read_type)
-        || get_slot(read, in_read.lane) != scene->lane
-        || get_slot(read, in_read.epoch) != scene->epoch
-        || get_slot(read, in_read.value_read) != Py_False
-        || get_slot(read, in_read.asking) != Py_False
-        || get_slot(read, in_read.done) != Py_False
-        || get_slot(read, in_read.late) != Py_None)
-    {
-        Py_DECREF(read);
-        return NULL;
-    }
-    PyObject *key = get_slot(read, in_read.key);
-    PyObject *sent = get_slot(read, in_read.sent_at);
-    PyObject *waiters = get_slot(read, in_read.waiters);
-    if (key == NULL || !PyTuple_CheckExact(key) || PyTuple_GET_SIZE(key) != 3
-        || sent == NULL || !PyFloat_CheckExact(sent)
-        || waiters == NULL || !PyList_CheckExact(waiters)
-        || get_slot(read, in_read.batch) == NULL || get_slot(read, in_read.dirty) == NULL)
-    {
-        Py_DECREF(read);
-        return NULL;
+    /* In this order: is_plain runs nobody's code, so what it saw still holds when the lookup lands. */
+    if (read != NULL && (is_next(scene, read) <= 0 || !is_plain(scene, read))) {
+        Py_CLEAR(read);
     }
     return read;
 }
@@ -354,9 +390,8 @@ take_tokens(Scene *scene)
 
 /* LookupCache.land: an answer ages from when its question was sent. A new Entry. */
 static PyObject *
-make_entry(Scene *scene, PyObject *read, int64_t pod, int64_t milliseconds)
+make_entry(Scene *scene, PyObject *sent, int64_t pod, int64_t milliseconds)
 {
-    PyObject *sent = get_slot(read, in_read.sent_at);
     double instant = PyFloat_AS_DOUBLE(sent);
     double until = instant + scene->max_age;
     PyObject *expires = NULL;
@@ -398,7 +433,11 @@ is_simple(Scene *scene, PyObject *key)
     if (services == NULL) {
         return PyErr_Occurred() ? -1 : 0;
     }
-    return PySet_Check(services) ? PySet_Contains(services, PyTuple_GET_ITEM(key, 2)) : 0;
+    /* Held: comparing names may run code of theirs. */
+    Py_INCREF(services);
+    int found = PySet_Check(services) ? PySet_Contains(services, PyTuple_GET_ITEM(key, 2)) : 0;
+    Py_DECREF(services);
+    return found;
 }
 
 /* LookupCache._store. */
@@ -435,12 +474,11 @@ forget(Scene *scene, PyObject *read, PyObject *key)
 
 /* Flight.finish: end it, and hand it to everyone who waits. */
 static int
-finish(PyObject *read, PyObject *entry)
+finish(PyObject *read, PyObject *waiters, PyObject *entry)
 {
     set_slot(read, in_read.entry, entry);
     set_slot(read, in_read.error, Py_None);
     set_slot(read, in_read.done, Py_True);
-    PyObject *waiters = Py_NewRef(get_slot(read, in_read.waiters));
     int status = 0;
     /* By index, with the size read anew: a waiter is somebody else's code. */
     for (Py_ssize_t place = 0; status == 0 && place < PyList_Size(waiters); place++) {
@@ -461,7 +499,6 @@ finish(PyObject *read, PyObject *entry)
     if (status == 0) {
         status = PyList_SetSlice(waiters, 0, PyList_Size(waiters), NULL);
     }
-    Py_DECREF(waiters);
     return status;
 }
 
@@ -469,33 +506,33 @@ finish(PyObject *read, PyObject *entry)
 static int
 land_pair(Scene *scene, PyObject *read, int64_t pod, int64_t milliseconds)
 {
-    if (take_tokens(scene) < 0) {
-        return -1;
-    }
-    set_slot(read, in_read.value_read, Py_True);
-    if (get_slot(read, in_read.batch) != Py_None) {
-        /* Before anybody wakes: the batch ends within the calls it serves. */
-        PyObject *ended = PyObject_CallMethodOneArg(read, name.end_batch, Py_None);
-        if (ended == NULL) {
-            return -1;
-        }
-        Py_DECREF(ended);
-    }
-    PyObject *entry = make_entry(scene, read, pod, milliseconds);
-    if (entry == NULL) {
-        return -1;
-    }
-    PyObject *key = get_slot(read, in_read.key);
+    /* Held, since others' code runs below: a collection by the garbage collector, the comparison of keys, a waiter. */
+    PyObject *key = Py_NewRef(get_slot(read, in_read.key));
+    PyObject *sent_at = Py_NewRef(get_slot(read, in_read.sent_at));
+    PyObject *waiters = Py_NewRef(get_slot(read, in_read.waiters));
     bool storable =
         get_slot(read, in_read.dirty) == Py_False && scene->max_age > 0 && (pod >= 0 || scene->negative);
-    int status = storable ? store(scene, key, entry) : 0;
+    int status = take_tokens(scene);
+    PyObject *entry = NULL;
+    if (status == 0) {
+        set_slot(read, in_read.value_read, Py_True);
+        set_slot(read, in_read.batch, Py_None); /* Read._end_batch, where it does not close the batch */
+        entry = make_entry(scene, sent_at, pod, milliseconds);
+        status = entry == NULL ? -1 : 0;
+    }
+    if (status == 0 && storable) {
+        status = store(scene, key, entry);
+    }
     if (status == 0) {
         status = forget(scene, read, key);
     }
     if (status == 0) {
-        status = finish(read, entry);
+        status = finish(read, waiters, entry);
     }
-    Py_DECREF(entry);
+    Py_XDECREF(entry);
+    Py_DECREF(waiters);
+    Py_DECREF(sent_at);
+    Py_DECREF(key);
     return status;
 }
 
@@ -625,6 +662,7 @@ learn(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
     Wanted wanted[] = {
         {read, "_asking", &in_read.asking},
         {read, "batch", &in_read.batch},
+        {read, "closes_batch", &in_read.closes_batch},
         {read, "done", &in_read.done},
         {read, "dirty", &in_read.dirty},
         {read, "entry", &in_read.entry},
@@ -633,6 +671,7 @@ learn(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
         {read, "key", &in_read.key},
         {read, "lane", &in_read.lane},
         {read, "late", &in_read.late},
+        {read, "sent", &in_read.sent},
         {read, "sent_at", &in_read.sent_at},
         {read, "value_read", &in_read.value_read},
         {read, "waiters", &in_read.waiters},
@@ -675,7 +714,7 @@ typedef struct {
 } Text;
 
 static int
-set_up(PyObject *Py_UNUSED(module))
+set_up(PyObject *module)
 {
     /* What is static above belongs to one interpreter. Python 3.12 asks the slots below; 3.11 asks nobody. */
     if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
@@ -687,7 +726,6 @@ set_up(PyObject *Py_UNUSED(module))
         {&name.config, "_config"},
         {&name.data, "_data"},
         {&name.done, "done"},
-        {&name.end_batch, "_end_batch"},
         {&name.entries, "entries"},
         {&name.epoch, "epoch"},
         {&name.flights, "_flights"},
@@ -711,7 +749,11 @@ set_up(PyObject *Py_UNUSED(module))
     if (infinity == NULL) {
         infinity = PyFloat_FromDouble(INFINITY);
     }
-    return infinity == NULL ? -1 : 0;
+    if (infinity == NULL) {
+        return -1;
+    }
+    /* What this was compiled from, for a loader that finds it beside a newer heart.c. */
+    return PyModule_AddStringConstant(module, "SOURCE", HEART_SOURCE);
 }
 
 static PyModuleDef_Slot slots[] = {

@@ -280,9 +280,6 @@ class Connection(asyncio.BufferedProtocol):
         gets = reader.gets
         if self._plain is not None:
             data = self._past_plain(self._plain, data)
-            if not data:
-                receiver.on_read()
-                return
         try:
             reader.feed(data)
             more = True

@@ -10,7 +10,7 @@ from typing import Final
 
 from ..._contract.keys import link_prefix, slot_of, state_key
 from ..._contract.scripts import SCRIPTS, get_script
-from ..._native import HALF, WHY_PURE
+from ..._native import HALF, STALE, WHY_PURE
 from ...config import RouterConfig
 from ...errors import SfrouteError
 from ...types import LaneStats
@@ -175,7 +175,10 @@ def _scripts(facts: RouterFacts) -> Check:
 
 
 def _half() -> Check:
-    # Never a finding: the pure code answers the same.
     if HALF == "native":
         return Check("lookups", "the native part runs")
-    return Check("lookups", f"in pure Python, which takes longer: {WHY_PURE}")
+    # No finding where it was chosen, or cannot be helped: the pure code answers the same.
+    findings: tuple[Finding, ...] = ()
+    if WHY_PURE == STALE:
+        findings = (Finding("warning", STALE, "install sfroute again; in a clone: make native"),)
+    return Check("lookups", f"in pure Python, which takes longer: {WHY_PURE}", findings)

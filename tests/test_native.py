@@ -406,6 +406,30 @@ def test_plain_replies_never_reach_the_parser() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("hangs_up", [False, True])
+async def test_a_connection_that_was_lost_on_the_way_tells_of_no_read(hangs_up: bool) -> None:
+    told: list[str] = []
+
+    class Listener:
+        def on_push(self, push: list[object]) -> None:
+            told.append("push")
+
+        def on_read(self) -> None:
+            told.append("read")
+
+        def on_lost(self, tokens: deque[Token], error: Exception) -> None:
+            told.append("lost")
+
+    def plain(data: bytes, tokens: deque[Token]) -> int:
+        if hangs_up:
+            connection.abort()
+        return len(data)
+
+    connection = Connection(Listener(), plain=plain)
+    connection.data_received(b":1\r\n")
+    assert told == (["lost"] if hangs_up else ["read"])
+
+
 @given(names, names, names)
 @example("ns", "a\ud800", "chat")
 @example("ns", "a", "ch\ud800t")

@@ -280,6 +280,8 @@ class Connection(asyncio.BufferedProtocol):
         gets = reader.gets
         if self._plain is not None:
             data = self._past_plain(self._plain, data)
+            if not data:
+                return
         try:
             reader.feed(data)
             more = True
@@ -308,6 +310,8 @@ class Connection(asyncio.BufferedProtocol):
     def _past_plain(self, plain: PlainReplies, data: bytes) -> bytes:
         """What is left for the parser. In the middle of a reply, only the parser knows what the next byte is."""
         taken = plain(data, self._tokens) if not self._reader.has_data() else 0
+        if taken == len(data) and self._lost is None:
+            self._receiver.on_read()
         return data[taken:] if taken else data
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -10,7 +10,14 @@ import time
 import pytest
 from support.peer import Peer, bulk
 
-from sfroute import AsyncRouter, CorruptReply, PlacementConfig, RetryConfig, RouterConfig
+from sfroute import (
+    AsyncRouter,
+    CacheConfig,
+    CorruptReply,
+    PlacementConfig,
+    RetryConfig,
+    RouterConfig,
+)
 from sfroute._contract.keys import link_key, link_prefix, state_key
 from sfroute._lookups.lane import MAX_LOOKUP_BYTES
 from sfroute._net.resp import MAX_REPLY_BYTES
@@ -51,10 +58,11 @@ def test_links_of_50_mb_take_no_memory(own_server: LocalServer) -> None:
 
 STATES = """
 import asyncio, resource, sys
-from sfroute import AsyncRouter, RetryConfig, RouterConfig
+from sfroute import AsyncRouter, CacheConfig, RetryConfig, RouterConfig
 async def main():
-    # A reading takes Redis 7.0 half a second of its processor, which others may want too.
-    config = RouterConfig(retry=RetryConfig(deadline=25.0))
+    # A reading takes Redis 7.0 half a second of its processor, which others may want too. It answers no heartbeat
+    # meanwhile, and a connection that is given up for that takes its reading along.
+    config = RouterConfig(cache=CacheConfig(heartbeat_timeout=20.0), retry=RetryConfig(deadline=60.0))
     async with AsyncRouter.from_url(sys.argv[1], config=config) as router:
         await router.get_linked_pod("ns", "absent", "chat")
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -92,7 +100,7 @@ def test_placement_goes_on_with_nine_thousand_states_of_7_kb(own_server: LocalSe
         capture_output=True,
         text=True,
         check=True,
-        timeout=50,
+        timeout=150,
     )
     assert int(done.stdout) < 60
 
@@ -103,9 +111,12 @@ async def test_states_of_more_than_64_mb_are_refused_by_name_and_not_asked_for_a
     """The server has to read them all to tell."""
     write_states(own_server, 9000, 20_000)
     own_server.execute("SET", link_key("ns", "bob", "chat"), 3)
-    # A reading takes Redis 7.0 a second of its processor, which others may want too.
+    # A reading takes Redis 7.0 a second of its processor, which others may want too. It answers no heartbeat meanwhile,
+    # and a connection that is given up for that takes its reading along.
     config = RouterConfig(
-        placement=PlacementConfig(pod_view_max_age=60.0), retry=RetryConfig(deadline=25.0)
+        cache=CacheConfig(heartbeat_timeout=20.0),
+        placement=PlacementConfig(pod_view_max_age=60.0),
+        retry=RetryConfig(deadline=60.0),
     )
     async with AsyncRouter.from_url(own_server.url, config=config) as router:
         with pytest.raises(CorruptReply, match="more than 64 MiB together") as caught:

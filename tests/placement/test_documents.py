@@ -27,6 +27,14 @@ DEPLOYS = "docs/how-to/rolling-deploys.md"
 CHOOSING = "docs/how-to/choose-pods.md"
 
 
+@pytest.fixture
+def some_cluster(some_cluster: LocalCluster) -> LocalCluster:
+    """Other pages, and other blocks of these, have users and pods of the same names."""
+    for node in some_cluster.nodes:
+        node.commands(("FLUSHALL",))
+    return some_cluster
+
+
 async def test_the_pod_drains_on_sigterm(some_cluster: LocalCluster) -> None:
     with executed(block(DEPLOYS, "python", 0)) as names:
         await drained(names["serve"], some_cluster)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
@@ -25,6 +26,13 @@ from web.test_wsgi import on_threads
 PAGE = "docs/how-to/gateway.md"
 TEXT = (ROOT / PAGE).read_text(encoding="utf-8")
 EXAMPLE = ROOT / "examples" / "gateway"
+
+
+@pytest.fixture(autouse=True)
+def no_other_pages(sfroute_cluster: LocalCluster) -> None:
+    """Other pages, and other blocks of this one, have users and pods of the same names."""
+    for node in sfroute_cluster.nodes:
+        node.commands(("FLUSHALL",))
 
 
 async def test_the_application_of_the_page(sfroute_cluster: LocalCluster) -> None:
@@ -73,10 +81,12 @@ async def test_the_dependency_of_the_page(sfroute_cluster: LocalCluster) -> None
 def test_flask_on_the_page(sfroute_cluster: LocalCluster) -> None:
     with Router.from_url(sfroute_cluster.url) as router:
         router.set_linked_pod("production", "page-ada", "chat", 4)
-    with executed(block(PAGE, "python", 3), sfroute_cluster.url) as names:
-        with on_threads(names["app"]) as client:
-            assert client.get("/where", headers={"x-user-id": "page-ada"}).json() == {"pod": 4}
-        names["app"].wsgi_app._router().close()
+    with (
+        executed(block(PAGE, "python", 3), sfroute_cluster.url) as names,
+        closing(names["app"].wsgi_app._router()),
+        on_threads(names["app"]) as client,
+    ):
+        assert client.get("/where", headers={"x-user-id": "page-ada"}).json() == {"pod": 4}
 
 
 async def test_the_pod_of_the_page(sfroute_cluster: LocalCluster, sfroute_namespace: str) -> None:
@@ -112,9 +122,6 @@ async def test_the_retry_of_the_page(sfroute_cluster: LocalCluster) -> None:
 
 
 async def test_reporting_on_the_page(sfroute_cluster: LocalCluster) -> None:
-    # Other pages have pods of these names.
-    for node in sfroute_cluster.nodes:
-        node.commands(("FLUSHALL",))
     dialed: list[str] = []
     errors: list[type[Exception]] = []
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import shutil
 import sqlite3
 import tempfile
@@ -104,7 +105,8 @@ class InFolder:
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def _of(self, uid: str) -> Path:
-        return self._folder / f"of-{quote(uid, safe='')}"
+        # A hash: a uid may be longer than a file's name, and errors show the name. Of the uid as requests carry it.
+        return self._folder / f"of-{hashlib.sha256(quote(uid, safe='').encode()).hexdigest()}"
 
     def _look(self, uid: str) -> tuple[int, int]:
         while True:

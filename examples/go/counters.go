@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,7 +20,7 @@ import (
 type counters struct {
 	folder string
 	mutex  sync.Mutex
-	memory map[string]counter // by the uid, which is fit for the name of a file, as gateways encode it
+	memory map[string]counter // by the uid, as gateways encode it
 }
 
 type counter struct {
@@ -128,4 +129,7 @@ func (c *counters) rename(uid string, from, to counter) error {
 	return err
 }
 
-func (c *counters) of(uid string) string { return filepath.Join(c.folder, "of-"+uid) }
+// of names a user's folder by a hash: a uid may be longer than a file's name, and errors show the name.
+func (c *counters) of(uid string) string {
+	return filepath.Join(c.folder, fmt.Sprintf("of-%x", sha256.Sum256([]byte(uid))))
+}

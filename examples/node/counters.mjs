@@ -5,12 +5,13 @@
 // that fails unless the file still has the name which the writer knows. So the fence is compared in the very step that
 // writes, as a database does it; there is no lock that a killed pod could leave behind.
 
+import crypto from 'node:crypto'
 import fs from 'node:fs'
 import path from 'node:path'
 
 const nameOf = ({ fence, count }) => `${fence}-${count}`
 
-/** The counters of this pod's users. A uid is fit for the name of a file, as gateways encode it. */
+/** The counters of this pod's users. Uids are as gateways encode them. */
 export class Counters {
   #folder
   #memory = new Map() // uid -> { fence, count }
@@ -92,6 +93,7 @@ export class Counters {
   }
 
   #of(uid) {
-    return path.join(this.#folder, `of-${uid}`)
+    // A hash: a uid may be longer than a file's name, and errors show the name.
+    return path.join(this.#folder, `of-${crypto.createHash('sha256').update(uid).digest('hex')}`)
   }
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import subprocess
 import sys
@@ -32,13 +33,15 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     return found
 
 
-def race(commands: list[list[str]], folder: Path) -> list[list[tuple[int, int]]]:
+def race(
+    commands: list[list[str]], folder: Path, uid: str = "ada", turns: int = TURNS
+) -> list[list[tuple[int, int]]]:
     """What each process was acknowledged: fences, and counts."""
     with contextlib.ExitStack() as exits:
         processes = [
             exits.enter_context(
                 Child(
-                    [*command, str(folder), "ada", str(slot), str(TURNS)],
+                    [*command, str(folder), uid, str(slot), str(turns)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,
@@ -79,3 +82,27 @@ def test_pods_that_write_at_once_lose_no_count(
     # Each count was given once, and none is missing; whoever has a newer fence goes on where older ones were.
     assert [count for count, _ in counts] == list(range(1, len(counts) + 1))
     assert all(before <= after for (_, before), (_, after) in pairwise(counts))
+
+
+@pytest.mark.parametrize("language", ["python", "node", "go"])
+def test_no_file_is_named_by_what_a_stranger_chose(
+    commands: dict[str, list[str]], tmp_path: Path, language: str
+) -> None:
+    """A uid may be longer than a file's name, and whoever logs an error of the file system logs the name."""
+    if language not in commands:
+        pytest.skip(f"there is no {language}")
+    # As gateways encode it, which for Python's program makes another uid; it is as long, or longer.
+    uid = "%C3%BC" * 100
+    (told,) = race([commands[language]], tmp_path, uid, 1)
+    assert [count for _, count in told] == [1, 2, 3]
+    (folder,) = tmp_path.iterdir()
+    assert re.fullmatch(r"of-[0-9a-f]{64}", folder.name)
+
+
+def test_all_languages_name_the_same_folder(commands: dict[str, list[str]], tmp_path: Path) -> None:
+    """Python's program gets the uid as it is, the others as gateways encode it."""
+    for language, command in commands.items():
+        race([command], tmp_path, "ü/é" if language == "python" else "%C3%BC%2F%C3%A9", 1)
+    (folder,) = tmp_path.iterdir()
+    (stored,) = folder.iterdir()
+    assert stored.name.endswith(f"-{3 * len(commands)}")

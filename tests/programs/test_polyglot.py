@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,7 +165,8 @@ def test_a_pod_whose_fence_is_refused_says_so_to_the_gateway(
         ) as only,
     ):
         assert only.ask("ada").json()["count"] == 1
-        (stored,) = (tmp_path / "counters" / "of-ada").iterdir()
+        of_ada = f"of-{hashlib.sha256(b'ada').hexdigest()}"
+        (stored,) = (tmp_path / "counters" / of_ada).iterdir()
         fence = int(stored.name.partition("-")[0])
         # What a pod with a newer claim does.
         stored.rename(stored.with_name(f"{fence + 1}-2"))

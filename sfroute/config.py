@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CacheConfig", "PlacementConfig", "RetryConfig", "RouterConfig", "TelemetryConfig"]
 
+_MAX_CLIENT_NAME = 256
+"""Of the 1024 characters that are read of a connection's name: versions, settings and figures follow, 400 or fewer."""
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -265,7 +268,8 @@ class RouterConfig:
         telemetry: what OpenTelemetry gets.
         loop_factory: makes the event loop of the sync router's background thread, such as ``uvloop.new_event_loop``
             (measurably faster). None: asyncio's default. An ``AsyncRouter`` runs on the loop of its callers.
-        client_name: the name of its connections, which the servers show in ``CLIENT LIST``. The router adds what
+        client_name: the name of its connections, which the servers show in ``CLIENT LIST``: 1 to 256 characters of
+            printable ASCII, no spaces. The router adds what
             ``sfroute gateways`` compares: its versions, the settings that decide its answers, how many entries its
             cache has. Nothing of that comes from a call.
         min_replica_acks: how many replicas must have a write before the call returns (``WAIT``). A write that too few
@@ -318,6 +322,11 @@ class RouterConfig:
             and self.client_name.isprintable()
             and " " not in self.client_name,
             "RouterConfig.client_name must be printable ASCII without spaces (the servers require it)",
+        )
+        _require(
+            len(self.client_name) <= _MAX_CLIENT_NAME,
+            f"RouterConfig.client_name must have at most {_MAX_CLIENT_NAME} characters: sfroute gateways reads "
+            "versions, settings and figures after it",
         )
         _require(
             self.logger is None or isinstance(self.logger, logging.Logger),

@@ -91,6 +91,11 @@ def test_seconds_are_finite_numbers_from_zero(config: Config, field: str, zero: 
         ),
         (RouterConfig, {"client_name": "ü"}, r"RouterConfig\.client_name must be printable ASCII"),
         (RouterConfig, {"client_name": 1}, r"RouterConfig\.client_name must be printable ASCII"),
+        (
+            RouterConfig,
+            {"client_name": "a" * 257},
+            r"RouterConfig\.client_name must have at most 256 characters",
+        ),
         (RouterConfig, {"at_most_once": 1}, r"RouterConfig\.at_most_once must be a bool"),
         (RouterConfig, {"max_in_flight": 0}, r"RouterConfig\.max_in_flight must be an int >= 1"),
         (RouterConfig, {"cache": None}, r"RouterConfig\.cache must be a CacheConfig"),

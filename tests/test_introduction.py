@@ -17,6 +17,7 @@ from sfroute._contract.introduction import (
 )
 from sfroute._contract.keys import CONTRACT_VERSION
 from sfroute._version import __version__
+from sfroute.types import MAX_PERSIST_SECONDS
 
 OWN = introduce(RouterConfig(), "1")
 
@@ -66,7 +67,30 @@ def test_two_configurations_that_answer_differently_say_so() -> None:
     assert introduce(other, "1") != OWN
 
 
-@given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=300))
+def test_the_longest_name_leaves_room_for_the_longest_settings_and_figures() -> None:
+    long = 1.23456789e-300
+    config = RouterConfig(
+        client_name="a" * 256,
+        placement=PlacementConfig(
+            persist_seconds=MAX_PERSIST_SECONDS,
+            pod_timeout=1.23456789e300,
+            lease_margin=long,
+            all_silent="move",
+            settle=long,
+        ),
+        cache=CacheConfig(
+            max_age=long, max_age_untracked=long, stale_if_error=long, tracking=False
+        ),
+        at_most_once=False,
+        min_replica_acks=10**18,
+    )
+    text = with_figures(introduce(config, "0123456789" * 3), 10**14, 10.0**11)
+    said = read_introduction(text)
+    assert said is not None
+    assert (said.name, said.entries, said.lag_ms) == ("a" * 256, 10**14, 10**14)
+
+
+@given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=256))
 def test_whatever_a_router_is_called_its_name_is_one_that_servers_accept(name: str) -> None:
     text = introduce(RouterConfig(client_name=name), "7")
     assert text.isascii()

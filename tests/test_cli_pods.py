@@ -116,6 +116,36 @@ def test_pods_shows_when_each_life_started_and_how_many_had_the_id(operator: Ope
             assert f"{local:%m-%d %H:%M:%S}" in shown
 
 
+def test_a_start_is_shown_in_any_time_zone(operator: Operator) -> None:
+    """The calendar ends earlier where clocks are ahead of UTC, and begins later where they are behind."""
+    operator.report(3, json.dumps({"status": "Running", "up": 253402300799000, "before": "x"}))
+    operator.report(4, json.dumps({"status": "Running", "up": 253402214399000, "before": "x"}))
+    operator.report(5, json.dumps({"status": "Running", "up": 1, "before": "x"}))
+    for zone, last, first in (
+        ("UTC", "12-30 23:59:59", "01-01 00:00:00"),
+        ("XXX-23:59", "12-31 23:58:59", "01-01 23:59:00"),
+        ("XXX+23:59", "12-30 00:00:59", "12-31 00:01:00"),
+    ):
+        with time_zone(zone):
+            done = operator("pods")
+        assert (done.code, done.err) == (0, "")
+        assert done.lines[1].split()[-2:] == ["-", "-"]
+        assert last in done.lines[2]
+        assert first in done.lines[3]
+
+
+@contextlib.contextmanager
+def time_zone(zone: str) -> Iterator[None]:
+    """``zone`` as POSIX has it: its sign is the other way round."""
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TZ", zone)
+            time.tzset()
+            yield
+    finally:
+        time.tzset()
+
+
 @pytest.mark.parametrize("up", ["-1", "0", "1e30", "true", "[]", '"x"', "9" * 19])
 def test_a_start_that_no_calendar_has_is_not_shown(operator: Operator, up: str) -> None:
     operator.report(3, f'{{"status":"Running","up":{up},"before":7}}')

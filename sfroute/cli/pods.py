@@ -65,7 +65,8 @@ PodTimeout = Annotated[
 ]
 POD_TIMEOUT: Final = PlacementConfig().pod_timeout
 
-_YEAR_10000: Final = 253_402_300_800_000
+_LAST_DAY: Final = 253_402_214_400_000
+"""Of the calendar, 31 December 9999: where clocks are ahead of UTC, some of it is in a year that no calendar has."""
 _MOST_LIVES: Final = 5
 """A state remembers four lives beside its own."""
 _FIRST: Final = frozenset({"joined", "draining"})
@@ -221,7 +222,7 @@ def pod_cells(row: Mapping[str, Any]) -> list[str]:
 
 def _milliseconds(value: object) -> int | None:
     """An instant as a state has it; None if it is none, or no calendar has it."""
-    return value if type(value) is int and 0 < value < _YEAR_10000 else None
+    return value if type(value) is int and 0 < value < _LAST_DAY else None
 
 
 def _started(row: Mapping[str, Any]) -> str:

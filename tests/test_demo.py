@@ -10,12 +10,17 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 from rich.console import Console
+
+from sfroute import AsyncPodAgent, AsyncRouter, Router
+from sfroute._contract.keys import link_key, slot_of, state_key
+from sfroute.embedded import LocalCluster
 
 ROOT: Final = Path(__file__).parent.parent
 DEMO: Final = ROOT / "examples" / "demo"
@@ -24,8 +29,9 @@ sys.path.insert(0, str(DEMO))
 
 from arrivals import NEWCOMERS, PLAYING, Arrivals, ArrivalsResult  # noqa: E402
 from arrivals import USERS as GUESTS  # noqa: E402
-from departures import Departures, DeparturesResult  # noqa: E402
-from director import direct  # noqa: E402
+from chat_gateway import SETTINGS  # noqa: E402
+from departures import Departures, DeparturesResult, Sent, noticed_after  # noqa: E402
+from director import NAMESPACE, direct  # noqa: E402
 from failover import Failover  # noqa: E402
 from failover_result import FailoverResult, GatewayReport, PodReport, percentile  # noqa: E402
 from traffic import Traffic  # noqa: E402
@@ -77,6 +83,7 @@ ALL_WELL: Final = FailoverResult(
     killed="127.0.0.1:7000",
     killed_at=1.2,
     recovered_at=2.0,
+    whole_at=2.5,
 )
 
 
@@ -86,7 +93,8 @@ ALL_MOVED: Final = DeparturesResult(
     drained_new=0,
     drained_moved=500,
     crashed=600,
-    crash_seconds=1.9,
+    crashed_moved=600,
+    crash_seconds=1.2,
     evacuated=1_000,
     evacuated_moved=1_000,
     evacuation_seconds=0.5,
@@ -152,7 +160,7 @@ def test_all_is_well_when_every_request_met_the_one_pod_of_its_user() -> None:
             "the store links 0 users to pod 0, which has seen 1",
         ),
         (
-            replace(ALL_WELL, killed_at=3.0, recovered_at=4.0),
+            replace(ALL_WELL, killed_at=3.0, recovered_at=4.0, whole_at=5.0),
             "no request was made while the primary was gone",
         ),
     ],
@@ -171,13 +179,32 @@ def test_all_is_well_when_pods_have_left_in_order() -> None:
         ({"drained_kept": 499}, "1 users lost their pod while it drained"),
         ({"drained_new": 2}, "2 new users were sent to a draining pod"),
         ({"drained_moved": 497}, "3 users were sent to a stopped pod"),
-        ({"crash_seconds": 10.1}, "users of a dead pod had no living one for 10.1 s"),
+        ({"crashed_moved": 599}, "1 users of a dead pod got no living one"),
+        ({"crash_seconds": 1.9}, "users were sent to a dead pod for 1.90 s, not 1.83 s at most"),
         ({"evacuated_moved": 999}, "999 of 1000 users were evacuated"),
         ({"pods_in_the_end": frozenset({2, 3})}, "in the end users are on the pods [2, 3]"),
     ],
 )
 def test_each_departure_that_went_wrong_is_told(change: dict[str, Any], complaint: str) -> None:
     assert replace(ALL_MOVED, **change).broken_promises() == [complaint]
+
+
+@pytest.mark.parametrize(
+    ("requests", "seconds"),
+    [
+        ([], 0.0),
+        ([Sent(100.5, 103.0, 2, True)], 0.0),
+        # Its answer took long; it began early.
+        ([Sent(100.5, 103.0, 1, True), Sent(101.5, 101.6, 2, True)], 0.5),
+        ([Sent(102.5, 102.6, 1, True), Sent(100.5, 100.6, 1, True)], 2.5),
+        # What is said to be old may be wrong, and what follows counts from then on; not what came before.
+        ([Sent(102.5, 102.6, 1, False)], 0.0),
+        ([Sent(100.5, 102.0, 1, False), Sent(102.5, 102.6, 1, True)], 0.5),
+        ([Sent(102.5, 102.6, 1, True), Sent(102.7, 103.0, 2, False)], 2.5),
+    ],
+)
+def test_a_dead_pod_is_judged_by_when_requests_began(requests: list[Sent], seconds: float) -> None:
+    assert noticed_after(requests, 1, since=100.0) == pytest.approx(seconds)
 
 
 def test_all_is_well_when_pods_are_even_after_a_rebalance() -> None:
@@ -244,7 +271,7 @@ def test_the_tables_show_the_figures() -> None:
     assert "threads 2 1 (50 %) 1 0.100 2.0 2 0" in text
     assert "1 1 1 10 1" in text
     assert "Primary 127.0.0.1:7000 was killed in the middle." in text
-    assert "Its replica took over after 0.8 s." in text
+    assert "Its replica took over after 0.8 s; it was back as a replica after 1.3 s." in text
 
 
 def test_the_figures_are_there_for_programs_too() -> None:
@@ -252,6 +279,7 @@ def test_the_figures_are_there_for_programs_too() -> None:
     assert [gateway["router"] for gateway in fields["gateways"]] == ["asyncio", "threads"]
     assert [pod["pod"] for pod in fields["pods"]] == sorted(pod.pod for pod in ALL_WELL.pods)
     assert (fields["primary_killed"], fields["failover_seconds"]) == ("127.0.0.1:7000", 0.8)
+    assert fields["whole_seconds"] == 1.3
     assert json.loads(json.dumps(ALL_MOVED.fields()))["pods_in_the_end"] == [3]
     assert json.loads(json.dumps(EVENED_OUT.fields()))["after"]["3"] == 134
 
@@ -271,6 +299,59 @@ class Silent:
 
     def routed(self, requests: int) -> None:
         self.done = requests
+
+
+@pytest.mark.slow
+async def test_a_gateway_tells_nobody_of_a_link_that_dies_with_its_primary() -> None:
+    async with LocalCluster(primaries=3, replicas_per_primary=1) as cluster, AsyncExitStack() as on:
+        plain = await on.enter_async_context(AsyncRouter.from_url(cluster.url))
+        gateway = await on.enter_async_context(AsyncRouter.from_url(cluster.url, config=SETTINGS))
+        threads = on.enter_context(Router.from_url(cluster.url, config=SETTINGS))
+        for pod in range(2):
+            await on.enter_async_context(AsyncPodAgent(plain, NAMESPACE, "chat", pod))
+        # Both have connections for writes; and the pods' states stay where they are.
+        for number in range(20):
+            await gateway.route(NAMESPACE, f"early-{number}", "chat")
+            await asyncio.to_thread(threads.route, NAMESPACE, f"early-{number}", "chat")
+        cluster.refresh()
+        of_states = cluster.primary_of(state_key(NAMESPACE, "chat"))
+        doomed = next(one for one in cluster.nodes if one.role == "primary" and one != of_states)
+        users = [
+            uid
+            for uid in (f"user-{number}" for number in range(200))
+            if any(slot_of(link_key(NAMESPACE, uid, "chat")) in part for part in doomed.slots)
+        ][:4]
+
+        # What the primary executes from now on, its replica never hears.
+        replica = cluster.replica_of(doomed)
+        cluster.pause(replica)
+        doomed.commands(("CLIENT", "KILL", "TYPE", "replica"))
+        answers = [
+            *(asyncio.ensure_future(gateway.route(NAMESPACE, uid, "chat")) for uid in users[::2]),
+            *(
+                asyncio.ensure_future(asyncio.to_thread(threads.route, NAMESPACE, uid, "chat"))
+                for uid in users[1::2]
+            ),
+        ]
+        keys = [link_key(NAMESPACE, uid, "chat") for uid in users]
+        async with asyncio.timeout(60):
+            while doomed.commands(*(("EXISTS", key) for key in keys)) != [1] * len(keys):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        told, _ = await asyncio.wait(answers, timeout=0.3)
+        assert not told
+
+        cluster.kill(doomed)
+        cluster.resume(replica)
+        async with asyncio.timeout(60):
+            while await asyncio.to_thread(cluster.primary_of, keys[0]) is doomed:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        await asyncio.to_thread(cluster.restart, doomed)
+        pods = {
+            uid: (await answer).pod
+            for uid, answer in zip([*users[::2], *users[1::2]], answers, strict=True)
+        }
+        linked = await plain.batch_get_linked_pod(NAMESPACE, users, "chat")
+        assert {uid: pod for pod, uids in linked.items() for uid in uids} == pods
 
 
 @pytest.mark.slow

@@ -18,9 +18,13 @@ from dataclasses import dataclass, field
 from child import Director
 from traffic import Traffic
 
-from sfroute import AsyncRouter, Link, Router, SfrouteError
+from sfroute import AsyncRouter, Link, RetryConfig, Router, RouterConfig, SfrouteError
 
 __all__ = ["Ledger"]
+
+SETTINGS = RouterConfig(min_replica_acks=1, retry=RetryConfig(deadline=30.0))
+"""A link is told to nobody before the replica has it, so that it outlives the primary. A new user then waits for the
+failover, and for a new replica; the deadline leaves both their time on a busy machine."""
 
 _THREADS = 256
 """Of the gateway on threads: requests that wait for a failover hold one each."""
@@ -102,7 +106,7 @@ class _StreamConnection:
 
 
 async def _asyncio_gateway(task: _Task, director: Director, ledger: Ledger) -> None:
-    async with AsyncRouter.from_url(task.url) as router:
+    async with AsyncRouter.from_url(task.url, config=SETTINGS) as router:
         states = await router.get_service_state(task.namespace, task.service)
         pods = {}
         for pod, (host, port) in _addresses(states).items():
@@ -149,7 +153,7 @@ class _SocketConnection:
 
 
 def _serve_on_threads(task: _Task, ledger: Ledger, wait_for_go: Callable[[], None]) -> None:
-    with Router.from_url(task.url) as router:
+    with Router.from_url(task.url, config=SETTINGS) as router:
         states = router.get_service_state(task.namespace, task.service)
         pods = {pod: _SocketConnection(address) for pod, address in _addresses(states).items()}
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from child import Child, children
 from director import NAMESPACE, Audience, table
@@ -15,7 +15,16 @@ from rich.table import Table
 from sfroute import AsyncRouter, PlacementConfig, RouterConfig
 from sfroute.embedded import LocalCluster
 
-__all__ = ["HEARTBEAT_SECONDS", "LEASE_SECONDS", "SETTINGS", "Departures", "DeparturesResult"]
+__all__ = [
+    "HEARTBEAT_SECONDS",
+    "LEASE_SECONDS",
+    "NOTICED_SECONDS",
+    "SETTINGS",
+    "Departures",
+    "DeparturesResult",
+    "Sent",
+    "noticed_after",
+]
 
 SERVICE: Final = "game"
 HEARTBEAT_SECONDS: Final = 0.25
@@ -27,8 +36,16 @@ SETTINGS: Final = RouterConfig(
 DRAINED, CRASHED, EVACUATED, LAST = range(4)
 USERS: Final = 2_000
 NEW_USERS: Final = 200
-CRASH_SECONDS: Final = 10.0
-"""Users of a dead pod are waited for that long: much longer than its lease, for a busy machine takes long to ask."""
+NOTICED_SECONDS: Final = (
+    LEASE_SECONDS
+    + SETTINGS.placement.lease_margin
+    + 2 * SETTINGS.placement.pod_view_max_age
+    + SETTINGS.placement.pod_timeout / 3
+)
+"""No request that begins later goes to a dead pod. Its silence must exceed its lease and the margin. The gateway may go
+by what it read so long before, and after a slow answer of the store it gives pods a third of their time more."""
+_PATIENCE: Final = 60.0
+"""Seconds until the scene goes on although users still have a pod that is gone."""
 _LOOK_SECONDS: Final = 0.01
 _ROUTES_AT_ONCE: Final = 200
 
@@ -43,7 +60,9 @@ class DeparturesResult:
         drained_new: users who came meanwhile and were sent to it.
         drained_moved: how many of them had another pod when it had stopped.
         crashed: users of the pod that was killed.
-        crash_seconds: after how many seconds all of them had a living pod.
+        crashed_moved: how many of them had a living pod in the end.
+        crash_seconds: how long after its last heartbeat the last request began that was sent to it. Where the pods
+            could not be read meanwhile: how long after the last answer that was known to be old.
         evacuated: users of the pod that was evacuated.
         evacuated_moved: how many links the evacuation moved.
         evacuation_seconds: how long it took.
@@ -55,6 +74,7 @@ class DeparturesResult:
     drained_new: int
     drained_moved: int
     crashed: int
+    crashed_moved: int
     crash_seconds: float
     evacuated: int
     evacuated_moved: int
@@ -77,8 +97,12 @@ class DeparturesResult:
                 f"{self.drained - self.drained_moved} users were sent to a stopped pod",
             ),
             (
-                self.crash_seconds < CRASH_SECONDS,
-                f"users of a dead pod had no living one for {self.crash_seconds:.1f} s",
+                self.crashed_moved == self.crashed,
+                f"{self.crashed - self.crashed_moved} users of a dead pod got no living one",
+            ),
+            (
+                self.crash_seconds <= NOTICED_SECONDS,
+                f"users were sent to a dead pod for {self.crash_seconds:.2f} s, not {NOTICED_SECONDS:.2f} s at most",
             ),
             (
                 self.evacuated_moved == self.evacuated,
@@ -110,7 +134,7 @@ class DeparturesResult:
         made.add_row(
             "kill -9",
             f"{self.crashed:,}",
-            f"all had a living pod after {self.crash_seconds:.2f} s "
+            f"{self.crashed_moved:,} moved, {self.crash_seconds:.2f} s after its last heartbeat "
             f"(its lease: {LEASE_SECONDS:g} s)",
         )
         made.add_row(
@@ -121,32 +145,64 @@ class DeparturesResult:
         return made
 
 
+class Sent(NamedTuple):
+    """A request: when it began and was answered (monotonic seconds), by which pod, and whether the pods were known."""
+
+    began: float
+    answered: float
+    pod: int
+    current: bool
+
+
+def noticed_after(requests: Sequence[Sent], pod: int, since: float) -> float:
+    """How long after ``since`` the last of ``requests`` began that was sent to ``pod`` by what was known of the pods.
+
+    Where they could not be read meanwhile: how long after the last answer that says so.
+    """
+    longest = 0.0
+    for one in sorted(requests):
+        if not one.current:
+            since = max(since, one.answered)
+        elif one.pod == pod:
+            longest = max(longest, one.began - since)
+    return longest
+
+
 class _Users:
-    """Everybody who plays, and the gateway they come through."""
+    """Everybody who plays, the gateway they come through, and what it answered."""
 
     def __init__(self, router: AsyncRouter) -> None:
         self._router = router
+        self.sent: list[Sent] = []
 
     async def route(self, uids: Sequence[str]) -> dict[str, int]:
         """The pod of each."""
         found: dict[str, int] = {}
         for start in range(0, len(uids), _ROUTES_AT_ONCE):
             some = uids[start : start + _ROUTES_AT_ONCE]
-            links = await asyncio.gather(
-                *(self._router.route(NAMESPACE, uid, SERVICE) for uid in some)
-            )
-            found.update(zip(some, (link.pod for link in links), strict=True))
+            found.update(zip(some, await asyncio.gather(*map(self._pod_of, some)), strict=True))
         return found
 
-    async def elsewhere(self, uids: Sequence[str], pod: int, within: float) -> float:
-        """Wait until none of them is routed to ``pod``. Returns when that was (monotonic seconds)."""
+    async def _pod_of(self, uid: str) -> int:
+        began = time.monotonic()
+        link = await self._router.route(NAMESPACE, uid, SERVICE)
+        current = link.pod_view == "current"
+        self.sent.append(Sent(began, time.monotonic(), link.pod, current))
+        return link.pod
+
+    async def elsewhere(self, uids: Sequence[str], pod: int, within: float) -> dict[str, int]:
+        """Wait until none of them is routed to ``pod``. Returns the pods they have then."""
         until = time.monotonic() + within
         while True:
             found = await self.route(uids)
-            now = time.monotonic()
-            if pod not in found.values() or now >= until:
-                return now
+            if pod not in found.values() or time.monotonic() >= until:
+                return found
             await asyncio.sleep(_LOOK_SECONDS)
+
+    async def silent_since(self, pod: int) -> float:
+        """When the store got the last heartbeat of a pod (monotonic seconds)."""
+        pods = await self._router.get_pods(NAMESPACE, SERVICE, fresh=True)
+        return time.monotonic() - (pods[pod].age or 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,10 +243,12 @@ async def _depart(url: str, pods: Sequence[Child], say: Callable[[str], None]) -
 
         # Also those who have come from the drained pod.
         theirs = [uid for uid, pod in (await users.route(everybody)).items() if pod == CRASHED]
-        killed = time.monotonic()
         await pods[CRASHED].kill()
         say(f"kill -9: pod {CRASHED} is gone")
-        recovered = await users.elsewhere(theirs, CRASHED, CRASH_SECONDS)
+        silent_since = await users.silent_since(CRASHED)
+        users.sent.clear()
+        recovered = await users.elsewhere(theirs, CRASHED, _PATIENCE)
+        noticed = noticed_after(users.sent, CRASHED, silent_since)
 
         everyone = [*everybody, *newcomers]
         leaving = [uid for uid, pod in (await users.route(everyone)).items() if pod == EVACUATED]
@@ -206,7 +264,8 @@ async def _depart(url: str, pods: Sequence[Child], say: Callable[[str], None]) -
             drained_new=list(newcomers.values()).count(DRAINED),
             drained_moved=sum(pod != DRAINED for pod in moved.values()),
             crashed=len(theirs),
-            crash_seconds=recovered - killed,
+            crashed_moved=sum(pod != CRASHED for pod in recovered.values()),
+            crash_seconds=noticed,
             evacuated=len(leaving),
             evacuated_moved=evacuated,
             evacuation_seconds=took,

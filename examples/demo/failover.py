@@ -23,11 +23,16 @@ PODS: Final = 3
 GATEWAYS: Final = ("asyncio", "threads")
 _LOOK_SECONDS: Final = 0.02
 """How often the scene looks whether the replica has taken over."""
+_WHOLE_SECONDS: Final = 60.0
+"""How long the scene waits until the killed node is a replica that acknowledges."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failover:
-    """Two gateways route all requests of ``traffic`` to three pods; a primary is killed after half of them."""
+    """Two gateways route all requests of ``traffic`` to three pods; a primary is killed after half of them.
+
+    It comes back once its replica has taken over.
+    """
 
     traffic: Traffic
     name: str = "failover"
@@ -78,6 +83,7 @@ class Failover:
             killed=stage.killed,
             killed_at=stage.killed_at,
             recovered_at=stage.recovered_at,
+            whole_at=stage.whole_at,
         )
 
 
@@ -91,7 +97,7 @@ class _Stage:
         self._done: dict[str, int] = {}
         self._half = asyncio.Event()
         self.killed = ""
-        self.killed_at = self.recovered_at = 0.0
+        self.killed_at = self.recovered_at = self.whole_at = 0.0
 
     async def play(self, gateways: list[Child]) -> list[GatewayReport]:
         """Let the gateways begin; return what they report in the end."""
@@ -135,6 +141,13 @@ class _Stage:
         self.recovered_at = time.monotonic()
         self._audience.say(
             f"its replica has taken over after {self.recovered_at - self.killed_at:.1f} s"
+        )
+        # Not before: an empty primary would take its data from the replica. New links wait for somebody to copy them.
+        await asyncio.to_thread(self._cluster.restart, node)
+        await asyncio.to_thread(self._cluster.wait_healthy, _WHOLE_SECONDS)
+        self.whole_at = time.monotonic()
+        self._audience.say(
+            f"{self.killed} is back, as a replica, after {self.whole_at - self.killed_at:.1f} s"
         )
 
 

@@ -79,6 +79,7 @@ class FailoverResult:
         killed: the address of the primary that was killed.
         killed_at: when (monotonic seconds).
         recovered_at: when its replica had taken over (monotonic seconds).
+        whole_at: when it was back, as a replica that acknowledges (monotonic seconds).
     """
 
     expected: int
@@ -88,9 +89,10 @@ class FailoverResult:
     killed: str
     killed_at: float
     recovered_at: float
+    whole_at: float
 
     def during_failover(self) -> list[float]:
-        """How long each request took (ascending seconds) that was under way while the primary was gone."""
+        """How long each request took (ascending seconds) that was under way before all was whole again."""
         return self._times(during=True)
 
     def apart_from_failover(self) -> list[float]:
@@ -102,7 +104,7 @@ class FailoverResult:
             took
             for gateway in self.gateways
             for asked, took, _, _ in gateway.answers
-            if (asked + took >= self.killed_at and asked <= self.recovered_at) is during
+            if (asked + took >= self.killed_at and asked <= self.whole_at) is during
         )
 
     def broken_promises(self) -> list[str]:
@@ -156,6 +158,7 @@ class FailoverResult:
             ],
             "primary_killed": self.killed,
             "failover_seconds": round(self.recovered_at - self.killed_at, 3),
+            "whole_seconds": round(self.whole_at - self.killed_at, 3),
         }
 
     def tables(self) -> RenderableType:
@@ -201,14 +204,14 @@ class FailoverResult:
         return made
 
     def _failover(self) -> Text:
-        gone = self.recovered_at - self.killed_at
+        gone, whole = self.recovered_at - self.killed_at, self.whole_at - self.killed_at
         during, apart = self.during_failover(), self.apart_from_failover()
         errors = sum(len(gateway.errors) for gateway in self.gateways)
         return Text(
-            f"Primary {self.killed} was killed in the middle.\nIts replica took over after {gone:.1f} s. "
-            f"Meanwhile {len(during):,} requests were answered,\n{percentile(during, 50) * 1000:.1f} ms in the "
-            f"median and {percentile(during, 100) * 1000:,.0f} ms the slowest; errors: {errors}.\n"
-            f"Of all other requests the p99 was {percentile(apart, 99) * 1000:.1f} ms."
+            f"Primary {self.killed} was killed in the middle.\nIts replica took over after {gone:.1f} s; "
+            f"it was back as a replica after {whole:.1f} s.\nMeanwhile {len(during):,} requests were answered, "
+            f"{percentile(during, 50) * 1000:.1f} ms in the\nmedian and {percentile(during, 100) * 1000:,.0f} ms the "
+            f"slowest; errors: {errors}.\nOf all other requests the p99 was {percentile(apart, 99) * 1000:.1f} ms."
         )
 
 

@@ -11,7 +11,7 @@ from departures import HEARTBEAT_SECONDS, LEASE_SECONDS, SETTINGS
 
 from sfroute import AsyncPodAgent, AsyncRouter
 
-_DRAIN_SECONDS = 2.0
+_DRAIN_SECONDS = 1.0
 
 
 async def _run(url: str, namespace: str, service: str, pod: int) -> None:

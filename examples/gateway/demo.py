@@ -46,7 +46,7 @@ async def tell_story(deployment: Deployment, crowd: Crowd) -> None:
     say("its replica has taken over")
     await crowd.more(2)
     # The one with the most users: the pod that was restarted last has hardly any.
-    pods = Counter(user.answers[-1].pod for user in crowd.users)
+    pods = Counter(user.counted[-1].pod for user in crowd.users)
     ((pod, users),) = pods.most_common(1)
     await deployment.end_pod(pod, signal.SIGKILL)
     say(f"pod {pod} with {users} users was killed: no drain, no last word")

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 __all__ = ["Answer", "Crowd", "User", "contradictions"]
 
@@ -55,6 +55,11 @@ class User:
 
     def fail(self, why: str) -> None:
         self.answers.append(Answer(time.monotonic(), failure=why))
+
+    @property
+    def counted(self) -> list[Answer]:
+        """Those that were a count."""
+        return [answer for answer in self.answers if not answer.failure]
 
 
 class Crowd:
@@ -97,13 +102,24 @@ class Crowd:
     def failures(self) -> list[str]:
         return [one.failure for user in self.users for one in user.answers if one.failure]
 
-    async def more(self, rounds: int) -> None:
-        """Wait until each user has got so many more answers."""
-        wanted = {user.uid: len(user.answers) + rounds for user in self.users}
-        while any(len(user.answers) < wanted[user.uid] for user in self.users):
+    async def more(self, rounds: int, seconds: float = 60) -> None:
+        """Wait until each user has been told so many more counts.
+
+        Raises:
+            TimeoutError: some have not after so many seconds; why not, as far as they were told.
+        """
+        wanted = {user.uid: len(user.counted) + rounds for user in self.users}
+        give_up = time.monotonic() + seconds
+        while waiting := [user for user in self.users if len(user.counted) < wanted[user.uid]]:
             for one in self._working:
                 if one.done():
                     one.result()
+            if time.monotonic() > give_up:
+                told = {user.answers[-1].failure for user in waiting if user.answers} - {""}
+                raise TimeoutError(
+                    f"{len(waiting)} of {len(self.users)} users could not count {rounds} times in "
+                    f"{seconds:g} s: {', '.join(sorted(told)) or 'they got no answer'}"
+                )
             await asyncio.sleep(0.02)
 
     async def _rest(self) -> None:
@@ -132,6 +148,8 @@ class Crowd:
                     websocket = await connect(
                         f"{address}/ws", additional_headers={"x-user-id": user.uid}, proxy=None
                     )
+                except InvalidStatus as refusal:
+                    user.fail(f"HTTP {refusal.response.status_code}")
                 except (OSError, InvalidHandshake) as error:
                     user.fail(type(error).__name__)
                 else:

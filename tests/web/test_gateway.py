@@ -26,7 +26,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from users import Answer, User, contradictions
+from users import Answer, Crowd, User, contradictions
 
 from web.serving import serving
 
@@ -99,6 +99,20 @@ async def interrupt(process: Process, folder: Path) -> None:
     assert (process.returncode, told) == (0, b"\nending: gateways, pods, cluster\n")
     assert processes_in(folder.parent) == []
     assert list(folder.iterdir()) == []  # noqa: ASYNC240 - nothing else runs
+
+
+async def test_users_who_cannot_count_are_told_of_with_the_reason() -> None:
+    async def refuse(_request: Request) -> Response:
+        return Response(status_code=503)
+
+    routes = [Route("/count", refuse, methods=["POST"]), Route("/ws", refuse)]
+    async with (
+        serving(Starlette(routes=routes)) as site,
+        Crowd([f"http://{site.address}"], users=8, pause=0.02) as crowd,
+    ):
+        with pytest.raises(TimeoutError, match=r"^8 of 8 users could not count .*: HTTP \d\d\d"):
+            await crowd.more(1, seconds=1)
+    assert not any(user.counted for user in crowd.users)
 
 
 @pytest.mark.slow

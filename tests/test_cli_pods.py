@@ -336,6 +336,20 @@ def test_evacuate_moves_every_link_off_a_pod(operator: Operator) -> None:
     assert (done.code, done.json["found"], done.json["moved"]) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("more", [("--yes",), ("--dry-run",)])
+def test_evacuate_says_that_it_knows_no_such_pod(operator: Operator, more: tuple[str]) -> None:
+    operator.report(0)
+    operator.link("ada", 0)
+    told = "sfroute: pod 7 has reported no state, and no link leads to it\n"
+    assert operator("evacuate", "7", *more) == (3, "", told)
+    done = operator("evacuate", "7", *more, "--json")
+    assert (done.code, done.json["found"], done.err) == (3, 0, told)
+    # A link alone is enough, and so is a state.
+    operator.link("bob", 7)
+    assert operator("evacuate", "7", *more).code == 0
+    assert operator("evacuate", "0", "--dry-run").code == 0
+
+
 IDLE_POD = 20_000
 """Redis 7.0 keeps one object for all keys that hold the same number below 10,000, and so one idle time."""
 

@@ -14,6 +14,7 @@ from .._contract.pod_states import gone, rejections
 from ..types import EvacuationProgress
 from .common import (
     FAILED,
+    NO,
     AsJson,
     Idle,
     Namespace,
@@ -67,7 +68,8 @@ def evacuate(
     Each link moves on its own and keeps its kind and remaining time. Gateways may route meanwhile. Drain the pod first
     (`sfroute drain`): gateways go on placing users on a running one.
 
-    To resume an interrupted evacuation, start it again. Exit code 1: links other than idle ones are left.
+    To resume an interrupted evacuation, start it again. Exit code 1: links other than idle ones are left. Exit code 3:
+    the pod has reported no state, and no link leads to it.
     """
     require(url=url, namespace=namespace, service=service)
     check_service_names(namespace, service)
@@ -80,6 +82,12 @@ def evacuate(
     )
     takes_users = run(evacuation.count())
     found, unused = evacuation.progress.found, evacuation.progress.idle
+    if not (evacuation.reported or found or unused or evacuation.progress.refused):
+        # Most likely a mistyped id: success would let its operator stop a pod that still has users.
+        if as_json:
+            _tell(evacuation, "", as_json=True)
+        complain(f"pod {pod} has reported no state, and no link leads to it")
+        raise typer.Exit(NO)
     if dry_run:
         sentence = f"{counted(found, 'link')} to pod {pod}{_idle_words(unused, 'more idle')}"
         _tell(evacuation, f"{sentence}; nothing was changed", as_json=as_json)
@@ -153,12 +161,14 @@ class _Evacuation:
         self._pod_timeout = pod_timeout
         self._idle = idle
         self._remove_idle = remove_idle
+        self.reported = False
         self.progress = EvacuationProgress()
 
     async def count(self) -> bool:
         """Count the links. True if the pod still takes new users."""
         async with open_router(self._url, router_config(self._pod_timeout)) as router:
             pods = await router.get_pods(self._namespace, self._service, fresh=True)
+            self.reported = self.pod in pods
             steps = router.evacuate(
                 self._namespace, self._service, self.pod, dry_run=True, idle=self._idle
             )

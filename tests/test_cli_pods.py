@@ -448,7 +448,9 @@ def test_evacuate_does_not_say_of_a_silent_pod_that_it_takes_users(operator: Ope
     operator.report(0)
     stamp(operator, 2, 60)
     operator.link("ada", 2)
-    assert "new users" not in operator("evacuate", "2").err
+    told = operator("evacuate", "2").err
+    assert "new users" not in told
+    assert "alive" not in told
     assert "still takes new users" in operator("evacuate", "2", "--pod-timeout", "900").err
     assert operator("evacuate", "2", "--yes") == (0, "1 link moved off pod 2\n", "")
 
@@ -472,6 +474,7 @@ def test_evacuate_does_as_it_is_answered(
         out, err = running.communicate()
     assert running.returncode == code
     assert b"Move 1 link of 'chat' off pod 1?" in err
+    assert b"take pod 1 to be alive: users it has claimed lose" in err.partition(b"Move 1 link")[0]
     assert out == (b"" if code else b"1 link moved off pod 1\n")
     assert operator.pod_of("ada") == owner
     os.close(outer)

@@ -98,6 +98,11 @@ def evacuate(
         complain(f"pod {pod} still takes new users; to stop that: {stop}")
     doomed = unused if remove_idle else 0
     if (found or doomed) and not yes:
+        if evacuation.alive:
+            complain(
+                f"gateways take pod {pod} to be alive: users it has claimed lose what it keeps only in memory; "
+                "sfroute rebalance asks pods to hand users over, an evacuation does not"
+            )
         removing = f" and remove {counted(doomed, 'idle one')}" if doomed else ""
         confirm(f"Move {counted(found, 'link')} of {service!r} off pod {pod}{removing}?")
     try:
@@ -161,7 +166,7 @@ class _Evacuation:
         self._pod_timeout = pod_timeout
         self._idle = idle
         self._remove_idle = remove_idle
-        self.reported = False
+        self.reported = self.alive = False
         self.progress = EvacuationProgress()
 
     async def count(self) -> bool:
@@ -177,7 +182,9 @@ class _Evacuation:
                     async for step in steps:
                         more(step.scanned - self.progress.scanned)
                         self.progress = step
-        return self.pod in pods and self.pod not in rejections(pods, gone(pods, self._pod_timeout))
+        over = gone(pods, self._pod_timeout)
+        self.alive = self.reported and self.pod not in over
+        return self.reported and self.pod not in rejections(pods, over)
 
     async def move(self, expected: int) -> None:
         """Move the links."""

@@ -117,6 +117,19 @@ def test_claims_that_agree_with_no_link_are_found_and_nobody_is_named(
     assert "3 claims" in check["summary"]  # of those in order: fine, no-string and no-entry
 
 
+def test_a_claim_is_orphaned_too_when_a_gateway_moves_the_user_off_a_failed_pod(
+    operator: Operator, store: Store
+) -> None:
+    operator.report(1, "Failed")
+    operator.report(2)
+    operator.link("ada", 1)
+    store.claim("ada")
+    assert operator.router.route(operator.namespace, "ada", "chat").pod == 2
+    assert store.record("ada") == HELD
+    (found,) = (each for each in keys_of(operator)["findings"] if "orphaned claims" in each["text"])
+    assert "off a pod that was silent or Failed, or a program" in str(found)
+
+
 def test_repair_restores_evicted_links_and_ends_orphaned_claims(
     operator: Operator, store: Store
 ) -> None:

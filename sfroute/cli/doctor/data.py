@@ -33,7 +33,8 @@ _REMEDIES: Final = {
     "sfroute doctor --repair",
     "unlinked": "the store has lost the link, or a program that knows no claims has removed it. To end the claims: "
     "sfroute doctor --repair",
-    "elsewhere": "a program that knows no claims has moved the link. To end the claims: sfroute doctor --repair",
+    "elsewhere": "a gateway has moved the user off a pod that was silent or Failed, or a program that knows no claims "
+    "has moved the link. To end the claims: sfroute doctor --repair",
     "record": "find out who writes it, and delete the key (DEL): no pod can claim the uid",
     "name": "another program writes them. Let it refuse such names, move its users to others, and delete the keys",
 }

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from sfroute._pods.patience import LONGEST, PATIENCE, STEP, Patience
+from sfroute._pods.patience import LONGEST, PATIENCE, STEP, STEP_AFTER, Patience
 
 
 class Turns:
@@ -17,14 +17,14 @@ class Turns:
     def __init__(self) -> None:
         self.now = 100.0
         self.due: list[Callable[[], None]] = []
+        self.delay = 0.0
         self.create_future = asyncio.get_running_loop().create_future
 
     def time(self) -> float:
         return self.now
 
     def call_later(self, delay: float, call: Callable[[], None]) -> Turns:
-        assert delay == STEP
-        self.due = [call]
+        self.delay, self.due = delay, [call]
         return self
 
     def cancel(self) -> None:
@@ -66,10 +66,21 @@ async def test_a_loop_that_is_always_late_turns_a_dozen_times_first() -> None:
 
 async def test_what_counts_goes_on_until_it_is_stopped() -> None:
     turns, patience = begun()
-    for _ in range(100):
-        turns.turn(after=STEP)
+    while turns.now < 110.0:
+        turns.turn(after=turns.delay)
     turns.now += STEP / 2
     patience.stop()
-    assert patience.waited == pytest.approx(100.5 * STEP)
+    counted = patience.waited
+    assert counted == pytest.approx(turns.now - 100.0)
     turns.turn(after=STEP)
-    assert patience.waited == pytest.approx(100.5 * STEP)
+    assert patience.waited == counted
+
+
+async def test_a_store_that_hangs_costs_a_few_turns_a_second() -> None:
+    turns, patience = begun()
+    while not patience.over.done():
+        assert turns.delay == STEP
+        turns.turn(after=turns.delay)
+    assert turns.delay == STEP_AFTER
+    turns.turn(after=3600.0)
+    assert patience.waited == pytest.approx(PATIENCE + 2 * STEP_AFTER, abs=STEP)

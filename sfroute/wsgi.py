@@ -114,6 +114,8 @@ class Routed:
         The refusal is reported (``Router.report_failure``). A pod that was restarted at another address meanwhile is
         neither excluded nor reported: its new address is returned. While the store does not tell of pods, a user whom
         the refusing life of the pod had claimed is moved at once; for others the pods are asked for until the deadline.
+        Routing has the deadline for itself then: where the store tells of neither pods nor links it may take twice
+        ``RetryConfig.deadline``.
 
         Raises what ``Router.route`` does; ``StoreUnavailable`` also if a later life of the pod has the user, and its
         address could not be read.

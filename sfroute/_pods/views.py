@@ -49,7 +49,8 @@ CLOCK_JUMP = 0.1
 EARLY_SECONDS = 0.1
 """Between two fetches before a view is due: pods do not report room more often either."""
 EARLY_PAUSE = 10
-"""Nor does the next one begin before so many times what the last one took, so that many pods do not load the store."""
+"""Nor does the next one begin before so many times what the last one took, for each gateway that takes part. So all of
+them keep the store busy for a tenth of the time, however many pods and gateways there are."""
 MAX_STATE_BYTES = 16 * 1024 * 1024
 """If the states of a service are larger together, the application's own fields are left out."""
 EMPTYING_SECONDS = 5.0
@@ -278,7 +279,9 @@ class PodViews:
     def renew_early(self, namespace: str, service: str) -> None:
         """Ask for a newer view though this one is not due, but not too often: pods may have reported less room."""
         known = self._service((namespace, service))
-        if self._clock() - known.fetch_began >= max(EARLY_SECONDS, EARLY_PAUSE * known.fetch_took):
+        # What all gateways place, for each uid that this one does: as many gateways as that, if they are alike.
+        pause = EARLY_PAUSE * known.fetch_took * max(1.0, known.placements.claims_per_uid)
+        if self._clock() - known.fetch_began >= max(EARLY_SECONDS, pause):
             self._renew((namespace, service))
 
     def failures(self, namespace: str, service: str) -> Failures:

@@ -368,7 +368,22 @@ class LocalCluster(LocalServers):
         ]
         for node in (target, source, *others):
             node.commands(("CLUSTER", "SETSLOT", slot, "NODE", target.node_id))
+        self._wait(self._missing_for_next_move, 20.0)
         self.refresh()
+
+    def _missing_for_next_move(self) -> str | None:
+        """Whoever takes a slot takes a new epoch with it. A node that had not heard of that would take the slot back
+        under the same one, and lose it to a message that was under way: two nodes, each sure that the other has it.
+        """
+        epochs = {}
+        for node in self._active_nodes():
+            if node.role == "primary":
+                try:
+                    (info,) = node.commands(("CLUSTER", "INFO"), timeout=_LOOK_SECONDS)
+                except _UNREACHABLE:
+                    return f"{node!r} does not answer"
+                epochs[node] = fields(info)["cluster_current_epoch"]
+        return None if len(set(epochs.values())) <= 1 else f"primaries are at epochs {epochs!r}"
 
     def move_keys(self, slot: int, source: Node, target: Node) -> None:
         """Move all keys of a slot, whose source is ``MIGRATING`` it and whose target is ``IMPORTING`` it."""

@@ -30,9 +30,14 @@ class Connection:
         self._port = int(port)
 
     async def open(self) -> None:
+        self._closing = False
         self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
 
     async def ask(self, head: str) -> bytes:
+        if self._closing:
+            # nginx ends a connection after a thousand requests, and says so before.
+            self._writer.close()
+            await self.open()
         self._writer.write(
             f"{head}\r\nHost: {self._host}:{self._port}\r\nContent-Length: 0\r\n".encode() + b"\r\n"
         )
@@ -41,6 +46,7 @@ class Connection:
         _, found, rest = lowered.partition(b"content-length: ")
         if found:
             await self._reader.readexactly(int(rest.split(b"\r\n", 1)[0]))
+        self._closing = b"\r\nconnection: close\r\n" in lowered
         assert b" 200 " in answer.split(b"\r\n", 1)[0], answer
         return answer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import cast
 
@@ -163,6 +164,29 @@ class OtherClocks:
         return [
             b"%d" % (one * 1000) if isinstance(one, float) else str(one).encode() for one in reply
         ]
+
+
+@pytest.mark.parametrize(("gateways", "pause"), [(1, 0.5), (8, 4.0)])
+async def test_many_gateways_look_early_at_the_pods_no_more_often_than_one(
+    gateways: int, pause: float
+) -> None:
+    """Ten times what a reading takes, for each of them, lies between two."""
+    store = OtherClocks()
+    views = PodViews(cast("Commands", store), RouterConfig(), lambda: store.time)
+    store.takes = 0.05
+    store.beat(0)
+    await views.get("n", "s", fresh=True)
+    # Of so many users that a pod has got this gateway has placed one in ``gateways``.
+    views.placements("n", "s")._learn_claims(10 * gateways, 10)
+    began = store.time - store.takes
+    looks = []
+    for after in (pause - 0.01, pause + 0.01):
+        store.time = began + after
+        views.renew_early("n", "s")
+        await asyncio.sleep(0.01)
+        looks.append(store.time > began + after)
+    assert looks == [False, True]
+    await views.close()
 
 
 class TestServersWhoseClocksDiffer:

@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 # Keep what Python compiles, whatever the shell says: the tests start it a thousand times.
 unexport PYTHONDONTWRITEBYTECODE
 STAMP := $(VENV)/.installed
+# What the native part is compiled from.
+NATIVE := sfroute/_native/heart.h sfroute/_native/heart.c sfroute/_native/calls.c
 # Arguments for pytest, as in: make test ARGS="-k remove -x"
 ARGS ?=
 
@@ -23,7 +25,7 @@ help: ## show this list
 venv: $(STAMP) ## create .venv with everything in it (PYTHON=... chooses the interpreter)
 
 # Rebuilt when the dependencies change, the part to compile, or the version, which an installation records.
-$(STAMP): pyproject.toml constraints/dev.txt sfroute/_version.py sfroute/_native/heart.c tools/build_native.py
+$(STAMP): pyproject.toml constraints/dev.txt sfroute/_version.py $(NATIVE) tools/build_native.py
 	@.ci/make-venv $(VENV) dev constraints/dev.txt
 	@touch $@
 
@@ -121,7 +123,7 @@ native: venv ## compile sfroute/_native again; a warning of the compiler is an e
 	$(BIN)/python tools/build_native.py --strict
 
 # What depends on which half looks up. `make test` runs them on the one that is there.
-HALVES := tests/test_native.py tests/test_cache.py tests/coherence tests/test_wire_fuzz.py
+HALVES := tests/test_native.py tests/test_hot_calls.py tests/test_cache.py tests/coherence tests/test_wire_fuzz.py
 
 .PHONY: test-pure
 test-pure: venv ## run what the native part could change with the pure code
@@ -139,7 +141,7 @@ sanitize: venv ## run the native part under AddressSanitizer and UBSan, then ROU
 	@# Python's own allocator would hide what is read after it was freed. What Python itself never frees is no leak.
 	@# -P: the copy comes before this folder.
 	LD_PRELOAD=$$(.ci/sanitizers) ASAN_OPTIONS=detect_leaks=0:suppressions=$(abspath .ci/asan-suppressions) PYTHONMALLOC=malloc PYTHONPATH=$(SANITIZED) SFROUTE_TEST_NATIVE=sanitized \
-		$(BIN)/python -P -m pytest tests/test_native.py -p no:cacheprovider -p no:logging -q -s $(ARGS)
+		$(BIN)/python -P -m pytest tests/test_native.py tests/test_hot_calls.py -p no:cacheprovider -p no:logging -q -s $(ARGS)
 	SFROUTE_TEST_NATIVE=built SFROUTE_TEST_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/test_native.py -k leak --timeout 0 -q
 
 .PHONY: fuzz
@@ -240,7 +242,7 @@ test-python: ## run a broad part of the tests with another interpreter: PYTHON=p
 BENCH_VENV ?= .cache/venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed
 
-$(BENCH_STAMP): pyproject.toml constraints/bench.txt constraints/dev.txt sfroute/_version.py sfroute/_native/heart.c
+$(BENCH_STAMP): pyproject.toml constraints/bench.txt constraints/dev.txt sfroute/_version.py $(NATIVE)
 	@.ci/make-venv $(BENCH_VENV) bench constraints/bench.txt constraints/dev.txt
 	@touch $@
 

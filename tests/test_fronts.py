@@ -113,7 +113,7 @@ def test_both_have_the_same_parameters_and_results(fronts: Fronts, name: str) ->
 @pytest.mark.parametrize(("fronts", "name"), SHARED)
 def test_both_are_of_one_kind(fronts: Fronts, name: str) -> None:
     ours, theirs = vars(fronts.ours)[name], vars(fronts.theirs)[RENAMED.get(name, name)]
-    assert type(ours) is type(theirs)
+    assert type(inspect.unwrap(ours)) is type(inspect.unwrap(theirs))
 
 
 def words(function: Any) -> str:

@@ -28,12 +28,12 @@ from support.peer import bulk
 from test_wire_fuzz import Owner, Wire, chunked, fuzz, names, pushes, streams, values
 
 import sfroute
-from sfroute import CacheConfig, RouterConfig
+from sfroute import AsyncRouter, CacheConfig, RouterConfig
 from sfroute._contract.keys import link_tag
-from sfroute._lookups.cache import Entry, Epoch, Flight, LookupCache, Waiter
+from sfroute._lookups.cache import CacheCounts, Entry, Epoch, Flight, LookupCache, Waiter
 from sfroute._lookups.lane import Lane, Read
 from sfroute._lookups.packing import value_and_ttl_in_python
-from sfroute._native import HALF, STALE, WHY_PURE
+from sfroute._native import HALF, SOURCES, STALE, WHY_PURE
 from sfroute._net.connection import Address, Connection, Token, WireSettings
 from sfroute.telemetry import Telemetry
 
@@ -514,6 +514,13 @@ def test_what_is_not_as_it_expects_is_refused() -> None:
         land(object(), bulk("3") + b":-1\r\n", deque())
 
 
+def test_a_router_without_the_slots_is_refused() -> None:
+    with pytest.raises(TypeError, match="learn_hits takes five classes"):
+        heart.learn_hits(AsyncRouter, Entry, Epoch, CacheCounts)  # type: ignore[call-arg]
+    with pytest.raises(AttributeError, match="deadline"):
+        heart.learn_hits(AsyncRouter, AsyncRouter, Epoch, CacheCounts, Telemetry)
+
+
 def test_classes_without_the_slots_are_refused_and_change_nothing() -> None:
     class Read2(Read):
         """Same slots: good."""
@@ -591,7 +598,7 @@ def test_a_lookup_that_lacks_a_slot_lands_in_the_pure_code_or_not_at_all(slot: s
 
 
 STALE_PART = """
-from sfroute._native import HALF, STALE, WHY_PURE
+from sfroute._native import HALF, SOURCES, STALE, WHY_PURE
 from sfroute.cli.doctor.router import RouterFacts, judge_router
 print(HALF, WHY_PURE == STALE, [f.severity for f in judge_router(RouterFacts())[-1].findings])
 """
@@ -601,7 +608,7 @@ print(HALF, WHY_PURE == STALE, [f.severity for f in judge_router(RouterFacts())[
     ("change", "told"),
     [
         ("none", "native False []"),
-        ("a newer source", "pure True ['warning']"),
+        *((f"newer {name}", "pure True ['warning']") for name in SOURCES),
         # An installation without sources: there is nothing to compare with, and nobody replaced it.
         ("no source", "native False []"),
     ],
@@ -615,11 +622,12 @@ def test_a_part_that_is_older_than_its_source_is_not_used(
     # An installation has the scripts in the package, a clone beside it.
     if not (copy / "lua_scripts").exists():
         shutil.copytree(package.parent / "lua_scripts", tmp_path / "lua_scripts")
-    source = copy / "_native" / "heart.c"
-    if change == "a newer source":
-        source.write_text(source.read_text() + "/* changed */\n")
-    elif change == "no source":
-        source.unlink()
+    for name in SOURCES:
+        source = copy / "_native" / name
+        if change == f"newer {name}":
+            source.write_text(source.read_text() + "/* changed */\n")
+        elif change == "no source":
+            source.unlink()
     assert python(STALE_PART, PYTHONPATH=str(tmp_path), SFROUTE_PURE="") == told
 
 

@@ -22,6 +22,7 @@ import pytest
 
 from sfroute import __version__
 from sfroute._contract.scripts import SCRIPTS
+from sfroute._native import SOURCES
 
 pytestmark = pytest.mark.packaging
 
@@ -141,7 +142,10 @@ def test_the_wheel_holds_the_package_the_scripts_and_the_license(wheel: Path, ha
     names = set(files.namelist())
     scripts = {f"sfroute/lua_scripts/{name}.lua" for name in SCRIPTS}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "sfroute").rglob("*.py")}
-    assert scripts | modules | {"sfroute/py.typed", "sfroute/_native/heart.c"} <= names
+    assert (
+        scripts | modules | {"sfroute/py.typed", *(f"sfroute/_native/{name}" for name in SOURCES)}
+        <= names
+    )
     compiled = {name for name in names if name.endswith(".so")}
     own = f"sfroute/_native/heart{sysconfig.get_config_var('EXT_SUFFIX')}"
     assert compiled == ({own} if half == "native" else set())

@@ -11,7 +11,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from build_native import SOURCE, CannotBuild, build
+from build_native import FOLDER, CannotBuild, build
 
 
 class BuildHook(BuildHookInterface):  # type: ignore[type-arg,misc,unused-ignore]  # where hatchling is not installed
@@ -22,7 +22,7 @@ class BuildHook(BuildHookInterface):  # type: ignore[type-arg,misc,unused-ignore
         self._folder = tempfile.TemporaryDirectory(prefix="sfroute-build-")
         editable = version == "editable"
         try:
-            built = build(SOURCE.parent if editable else Path(self._folder.name))
+            built = build(FOLDER if editable else Path(self._folder.name))
         except CannotBuild as error:
             self.app.display_warning(f"sfroute is built without its native part: {error}")
             return

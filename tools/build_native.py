@@ -1,4 +1,4 @@
-"""Compiles the native part of a lookup, ``sfroute/_native/heart.c``.
+"""Compiles the native part of a lookup, the C files of ``sfroute/_native``.
 
     python tools/build_native.py [--strict] [--sanitize] [FOLDER]
 
@@ -20,7 +20,9 @@ import sysconfig
 from pathlib import Path
 from typing import Final
 
-SOURCE: Final = Path(__file__).parent.parent / "sfroute" / "_native" / "heart.c"
+FOLDER: Final = Path(__file__).parent.parent / "sfroute" / "_native"
+SOURCES: Final = ("heart.h", "heart.c", "calls.c")
+"""As ``sfroute._native`` has them, which compares them with what a part was compiled from."""
 STRICT: Final = ("-Wall", "-Wextra", "-Wconversion", "-Werror")
 SANITIZE: Final = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 
@@ -50,15 +52,16 @@ def build(folder: Path, options: tuple[str, ...] = ()) -> Path:
     target = folder / file_name()
     # Not in place: a process that has mapped the file would see it change.
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    read = b"".join((FOLDER / name).read_bytes() for name in SOURCES)
     command = [
         *compiler,
         *link,
         *shlex.split(sysconfig.get_config_var("CCSHARED") or "-fPIC"),
-        *("-std=c11", "-O2", *options),
-        # sfroute._native compares it with the source it finds beside the part.
-        f'-DHEART_SOURCE="{hashlib.sha256(SOURCE.read_bytes()).hexdigest()}"',
+        *("-std=c11", "-O2", "-fvisibility=hidden", *options),
+        # sfroute._native compares it with the sources it finds beside the part.
+        f'-DHEART_SOURCE="{hashlib.sha256(read).hexdigest()}"',
         *("-isystem", sysconfig.get_path("include")),  # no warnings of others' headers
-        str(SOURCE),
+        *(str(FOLDER / name) for name in SOURCES if name.endswith(".c")),
         *("-o", str(part)),
     ]
     try:
@@ -79,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--strict", action="store_true", help="a warning is an error")
     parser.add_argument("--sanitize", action="store_true", help="with AddressSanitizer and UBSan")
-    parser.add_argument("folder", nargs="?", type=Path, default=SOURCE.parent, metavar="FOLDER")
+    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, metavar="FOLDER")
     options = parser.parse_args()
     try:
         built = build(

@@ -19,6 +19,8 @@ from .._contract.keys import (
     check_uid_names,
 )
 from .._lookups.answers import entry_of
+from .._lookups.cache import CacheCounts, Entry, Epoch
+from .._native import heart, hot
 from .._net.targets import AnyClient, StoreTarget, target_of_client, target_of_url
 from .._operations.engine import checked_config
 from .._operations.evacuation import Evacuation, check_idle, check_rate
@@ -32,7 +34,7 @@ from .._operations.watching import pod_changes
 from .._pods.policies import Policy, check_policy
 from ..config import RouterConfig
 from ..errors import InvalidArgument, RouterClosed
-from ..telemetry import traced
+from ..telemetry import Telemetry, traced
 from ..types import (
     PERSIST_FOREVER,
     EvacuationProgress,
@@ -71,6 +73,9 @@ class AsyncRouter:
             closes it. From any other client it takes only addresses, credentials, TLS settings and ``address_remap``.
         config: the configuration. None: the defaults.
     """
+
+    # What every hit reads, where the native part finds it.
+    __slots__ = ("__dict__", "__weakref__", "_counts", "_find", "_telemetry")
 
     def __init__(self, client: AnyClient, *, config: RouterConfig | None = None) -> None:
         self._set_up(target_of_client(client), config)
@@ -324,6 +329,7 @@ class AsyncRouter:
 
     # Links: reading
 
+    @hot
     async def get_linked_pod(
         self,
         namespace: str,
@@ -726,3 +732,7 @@ class AsyncRouter:
     def stats(self) -> RouterStats:
         """A snapshot of the cache, the lanes and the retries."""
         return self._engine.stats()
+
+
+if heart is not None:
+    heart.learn_hits(AsyncRouter, Entry, Epoch, CacheCounts, Telemetry)

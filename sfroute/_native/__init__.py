@@ -1,4 +1,4 @@
-"""The native part of a lookup, where there is one: ``heart``, compiled from ``heart.c``.
+"""The native part of a lookup, where there is one: ``heart``, compiled from the C files of this folder.
 
 The pure code is the reference. It decides what is right and runs everywhere; ``heart`` does two of its steps in less
 time, for the plain case, and leaves everything else to it. Callers cannot tell which of them runs, except by the time
@@ -6,26 +6,31 @@ it takes.
 
 ``SFROUTE_PURE=1`` in the environment chooses the pure code. So does an installation that was built without a compiler,
 and so do subinterpreters and builds of Python without the GIL: ``heart`` supports neither. So does a part that was
-compiled from another ``heart.c`` than the one beside it, which a new checkout leaves in an editable installation.
+compiled from other files than those beside it, which a new checkout leaves in an editable installation.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, TypeVar, cast
 
-__all__ = ["HALF", "STALE", "WHY_PURE", "Heart", "heart"]
+__all__ = ["HALF", "SOURCES", "STALE", "WHY_PURE", "Heart", "heart", "hot"]
 
 SWITCH: Final = "SFROUTE_PURE"
 """The environment variable that chooses the pure code; empty and ``0`` do not."""
 
 
-STALE: Final = "the native part was compiled from another heart.c"
+STALE: Final = "the native part was compiled from other sources"
 """Why the pure code runs where the part is not of its source."""
 
-_SOURCE: Final = Path(__file__).with_name("heart.c")
+SOURCES: Final = ("heart.h", "heart.c", "calls.c")
+"""What it is compiled from, in this folder."""
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class Heart(Protocol):
@@ -33,6 +38,17 @@ class Heart(Protocol):
 
     def learn(self, read: type, entry: type, epoch: type, /) -> None:
         """Take these as the pure classes ``Read``, ``Entry`` and ``Epoch``. TypeError if one lacks a slot."""
+
+    def learn_hits(
+        self, router: type, entry: type, epoch: type, counts: type, telemetry: type, /
+    ) -> None:
+        """Take these as the pure classes ``AsyncRouter``, ``Entry``, ``Epoch``, ``CacheCounts`` and ``Telemetry``.
+        TypeError if one lacks a slot.
+        """
+
+    def HotMethod(self, function: Callable[..., Any], /) -> Callable[..., Any]:  # noqa: N802 - a class
+        """``function``, a coroutine method of a router that takes three names, which answers hits by itself."""
+        ...
 
     def land(self, lane: object, data: bytes, tokens: object, /) -> int:
         """Hand over the plain answers at the front of what a lane was sent, as its connection would, and store them.
@@ -55,13 +71,13 @@ def _chosen() -> tuple[Heart | None, str]:
         # Where there is no such file, Python misses the name in this folder. Else the part says where it does not run.
         missing = error.name == __name__
         return None, "this installation was built without a compiler" if missing else str(error)
-    return (native, "") if _is_of(native, _SOURCE) else (None, STALE)
+    return (native, "") if _is_of(native, Path(__file__).parent) else (None, STALE)
 
 
-def _is_of(native: object, source: Path) -> bool:
-    """True if the part was compiled from this source. Where that was not installed, nothing can have replaced it."""
+def _is_of(native: object, folder: Path) -> bool:
+    """True if the part was compiled from what is there. Where that was not installed, nothing can have replaced it."""
     try:
-        found = source.read_bytes()
+        found = b"".join((folder / name).read_bytes() for name in SOURCES)
     except OSError:
         return True
     return getattr(native, "SOURCE", None) == hashlib.sha256(found).hexdigest()
@@ -70,3 +86,15 @@ def _is_of(native: object, source: Path) -> bool:
 heart, WHY_PURE = _chosen()
 HALF: Final = "native" if heart is not None else "pure"
 """Which half looks up: ``"native"`` or ``"pure"``."""
+
+
+def hot(method: _F) -> _F:
+    """``method``, or what does the same and answers hits without a frame of Python."""
+    if heart is None:
+        return method
+    copy = heart.HotMethod(method)
+    # With its code and defaults, it is a coroutine function to ``inspect`` and ``asyncio``.
+    functools.update_wrapper(
+        copy, method, (*functools.WRAPPER_ASSIGNMENTS, "__code__", "__defaults__", "__kwdefaults__")
+    )
+    return cast("_F", copy)

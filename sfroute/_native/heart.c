@@ -19,20 +19,15 @@
 
    It runs in the main interpreter, under the GIL, and refuses to be imported elsewhere: the pure code runs there. */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "heart.h"
+
 #include <math.h>
-#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
 #if PY_VERSION_HEX < 0x030C0000
 #include <structmember.h>
 #define Py_T_OBJECT_EX T_OBJECT_EX
-#endif
-
-#ifdef Py_GIL_DISABLED
-#error "not for builds without the GIL: there the pure code runs"
 #endif
 
 #ifndef HEART_SOURCE
@@ -91,22 +86,18 @@ offset_of(PyTypeObject *type, const char *slot_name)
     return offset;
 }
 
-/* What a slot holds: borrowed; NULL if it was never set. */
-static inline PyObject *
-get_slot(PyObject *object, Py_ssize_t offset)
+int
+find_slots(const Wanted *wanted, size_t count)
 {
-    return *(PyObject **)((char *)object + offset);
-}
-
-/* Put a new reference to `value` into a slot. */
-static inline void
-set_slot(PyObject *object, Py_ssize_t offset, PyObject *value)
-{
-    PyObject **place = (PyObject **)((char *)object + offset);
-    PyObject *previous = *place;
-    Py_INCREF(value);
-    *place = value;
-    Py_XDECREF(previous);
+    for (size_t place = 0; place < count; place++) {
+        if (offset_of(wanted[place].type, wanted[place].name) < 0) {
+            return -1;
+        }
+    }
+    for (size_t place = 0; place < count; place++) {
+        *wanted[place].offset = offset_of(wanted[place].type, wanted[place].name);
+    }
+    return 0;
 }
 
 /* --- Reading RESP: only forms that hiredis reads in the same way --- */
@@ -642,13 +633,6 @@ PyDoc_STRVAR(learn_doc,
              "learn(read, entry, epoch)\n--\n\n"
              "Say which the pure classes are. Raises TypeError if one lacks a slot that is used here.");
 
-/* One slot to find. */
-typedef struct {
-    PyTypeObject *type;
-    const char *name;
-    Py_ssize_t *offset;
-} Wanted;
-
 static PyObject *
 learn(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 {
@@ -682,17 +666,8 @@ learn(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
         {entry, "value", &in_entry.value},
         {epoch, "max_age", &in_epoch.max_age},
     };
-    enum { COUNT = sizeof wanted / sizeof wanted[0] };
-    Py_ssize_t offsets[COUNT];
-    for (size_t place = 0; place < COUNT; place++) {
-        offsets[place] = offset_of(wanted[place].type, wanted[place].name);
-        if (offsets[place] < 0) {
-            return NULL;
-        }
-    }
-    /* All or nothing: offsets of one class are no use with another. */
-    for (size_t place = 0; place < COUNT; place++) {
-        *wanted[place].offset = offsets[place];
+    if (find_slots(wanted, sizeof wanted / sizeof wanted[0]) < 0) {
+        return NULL;
     }
     Py_XSETREF(read_type, (PyTypeObject *)Py_NewRef((PyObject *)read));
     Py_XSETREF(entry_type, (PyTypeObject *)Py_NewRef((PyObject *)entry));
@@ -703,6 +678,7 @@ learn(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 static PyMethodDef methods[] = {
     {"land", (PyCFunction)(void (*)(void))land, METH_FASTCALL, land_doc},
     {"learn", (PyCFunction)(void (*)(void))learn, METH_FASTCALL, learn_doc},
+    {"learn_hits", (PyCFunction)(void (*)(void))learn_hits, METH_FASTCALL, learn_hits_doc},
     {"pack", (PyCFunction)(void (*)(void))pack, METH_FASTCALL, pack_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -749,7 +725,7 @@ set_up(PyObject *module)
     if (infinity == NULL) {
         infinity = PyFloat_FromDouble(INFINITY);
     }
-    if (infinity == NULL) {
+    if (infinity == NULL || set_up_calls(module) < 0) {
         return -1;
     }
     /* What this was compiled from, for a loader that finds it beside a newer heart.c. */

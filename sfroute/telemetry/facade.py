@@ -58,6 +58,9 @@ class Telemetry:
         asleep_until: until this instant ``begin`` returns None, so a hot path need not call it.
     """
 
+    # What every hit reads, where the native part finds it.
+    __slots__ = ("__dict__", "__weakref__", "hits")
+
     def __init__(
         self,
         config: TelemetryConfig,

@@ -273,6 +273,7 @@ def _member(name: str, member: Any) -> list[str]:
     if isinstance(member, (classmethod, staticmethod)):
         decorator = f"@{type(member).__name__}"
         return [decorator, *_function(name, member.__func__)]
+    member = inspect.unwrap(member)  # of a hot method
     if inspect.isfunction(member):
         return _function(name, member)
     if inspect.ismemberdescriptor(member):  # a slot: what fills it is an attribute

@@ -80,7 +80,7 @@ dashboard-pictures: venv ## take the pictures of the dashboard in docs/images ag
 # Two proxies at a time, each with its own cluster and pods.
 PROXIES_AT_ONCE = $(if $(filter-out 1,$(FILES)),-n 2 --dist loadgroup)
 .PHONY: test-proxies
-test-proxies: venv ## run the recipes for nginx, Caddy, HAProxy and Traefik before pods in Python, Node.js and Go that restart and crash
+test-proxies: venv ## run the recipes for nginx, Caddy, HAProxy, Traefik and Envoy before pods in Python, Node.js and Go that restart and crash
 	@programs=$$(.ci/proxies) && { go=$$(.ci/go) || go=$$programs; } && \
 		PATH="$$programs:$$go:$$PATH" $(BIN)/python -m pytest tests/proxies $(PROXIES_AT_ONCE) $(ARGS)
 

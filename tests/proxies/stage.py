@@ -279,4 +279,31 @@ def traefik(on: Stage) -> Iterator[None]:
             yield
 
 
-PROXIES: Final = {"nginx": nginx, "caddy": caddy, "haproxy": haproxy, "traefik": traefik}
+@contextlib.contextmanager
+def envoy(on: Stage) -> Iterator[None]:
+    command = program("envoy")
+    port = free_port()
+    on.url = f"http://127.0.0.1:{port}"
+    with _serve(on, "--upstream", "{address}", listen="127.0.0.1:0") as asked:
+        text = block(PAGE, "yaml", 0).text.replace(
+            "port_value: 7080", f"port_value: {asked.rpartition(':')[2]}"
+        )
+        file = on.folder / "envoy.yaml"
+        file.write_text(
+            text.replace(
+                "address: 0.0.0.0, port_value: 80}", f"address: 127.0.0.1, port_value: {port}}}"
+            )
+        )
+        # Others may run here: no memory shared with one that is to take over.
+        options = ("--disable-hot-restart", "--log-level", "warning")
+        with _process([command, "-c", str(file), *options], on.folder, on.url):
+            yield
+
+
+PROXIES: Final = {
+    "nginx": nginx,
+    "caddy": caddy,
+    "haproxy": haproxy,
+    "traefik": traefik,
+    "envoy": envoy,
+}

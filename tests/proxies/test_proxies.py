@@ -188,7 +188,7 @@ def test_only_a_pod_that_takes_no_connection_is_kept_from_new_users(
         router.set_linked_pod(NAMESPACE, other, "chat", own)
     before = reports(on)
     with closing(on.ports[own]):
-        # Caddy and Traefik try another pod, nginx says 502, and HAProxy closes, too.
+        # Caddy and Traefik try another pod, nginx says 502, Envoy 503, and HAProxy closes, too.
         with contextlib.suppress(httpx.TransportError):
             client.post("/count", headers={"X-User-Id": ada})
         assert reports(on) == before

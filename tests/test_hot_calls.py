@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import collections.abc
+import contextvars
 import gc
 import inspect
 import sys
@@ -16,6 +17,7 @@ import time
 import warnings
 import weakref
 from collections.abc import AsyncIterator, Callable
+from contextvars import ContextVar
 from math import inf
 from typing import Any, Final
 from unittest.mock import create_autospec
@@ -26,7 +28,8 @@ import sfroute
 from sfroute import AsyncRouter, InvalidArgument, RouterClosed, RouterConfig
 from sfroute._contract.keys import CacheKey
 from sfroute._lookups.cache import Entry, Epoch
-from sfroute._native import HALF
+from sfroute._native import HALF, heart
+from sfroute._net.deadlines import SPARE
 from sfroute.embedded import LocalCluster
 
 METHOD: Final[Any] = AsyncRouter.get_linked_pod
@@ -416,3 +419,301 @@ async def test_both_halves_give_the_same_from_a_store(
             assert await method(router, namespace, "grace", "chat") is None
         cache = router.stats().cache
         assert (cache.hits, cache.misses) == (2, 2)
+
+
+@pytest.fixture
+async def online(cluster: LocalCluster) -> AsyncIterator[AsyncRouter]:
+    """An open router. Telemetry sleeps, and the names of the tests are known: so a miss may be the native half's."""
+    async with AsyncRouter.from_url(cluster.url) as router:
+        yield router
+
+
+@pytest.fixture(params=["as it is", "pure"])
+async def ask(request: pytest.FixtureRequest, online: AsyncRouter, namespace: str) -> Any:
+    """Looks up a uid's pod of ``chat``."""
+    method = METHOD if request.param == "as it is" else PURE
+    assert await method(online, namespace, "known", "chat") is None
+
+    def looked_up(uid: str) -> Any:
+        return method(online, namespace, uid, "chat")
+
+    return looked_up
+
+
+def waits_natively(coroutine: Any) -> bool:
+    """True if what it yields is the native half's. It is closed."""
+    try:
+        return type(coroutine.send(None)).__name__ == "Wait"
+    finally:
+        coroutine.close()
+
+
+class TestAMiss:
+    async def test_the_native_half_begins_it(self, online: AsyncRouter, namespace: str) -> None:
+        # The first lookup of a slot learns whose range it is.
+        assert await online.get_linked_pod(namespace, "ada", "chat") is None
+        online.invalidate(namespace, "ada")
+        natively = waits_natively(online.get_linked_pod(namespace, "ada", "chat"))
+        assert natively == (HALF == "native")
+
+    async def test_a_thousand_find_their_slots(
+        self, ask: Any, online: AsyncRouter, namespace: str
+    ) -> None:
+        uids = [f"uid ~ {n}" for n in range(1000)]
+        for uid in uids[:300]:
+            await online.set_linked_pod(namespace, uid, "chat", len(uid) + int(uid[6:]))
+        found = await asyncio.gather(*(ask(uid) for uid in uids))
+        assert found[:300] == [len(uid) + int(uid[6:]) for uid in uids[:300]]
+        assert set(found[300:]) == {None}
+        # A wrong slot would have been put right by MOVED.
+        assert "MOVED" not in online.stats().retries
+        assert online.stats().cache.misses == 1001
+
+    @pytest.mark.parametrize("uid", ["gr\u00e4ce", "\U0001f600", "a" * 512, "a b", "~", " "])
+    async def test_every_good_uid_is_looked_up(
+        self, ask: Any, online: AsyncRouter, namespace: str, uid: str
+    ) -> None:
+        await online.set_linked_pod(namespace, uid, "chat", 4)
+        online.invalidate(namespace, uid)
+        assert await ask(uid) == 4
+
+    @pytest.mark.parametrize("uid", ["a{", "}", "a\n", "\x7f", "", "a" * 513, "\ud800", None, 7])
+    async def test_no_bad_one_is(self, ask: Any, online: AsyncRouter, uid: Any) -> None:
+        before = online.stats().cache.misses
+        with pytest.raises(InvalidArgument):
+            await ask(uid)
+        assert online.stats().cache.misses == before
+
+    async def test_what_is_looked_up_is_joined(self, ask: Any, online: AsyncRouter) -> None:
+        before = online.stats().cache
+        assert await asyncio.gather(*(ask("ada") for _ in range(50))) == [None] * 50
+        after = online.stats().cache
+        assert (after.misses - before.misses, after.joined - before.joined) == (1, 49)
+
+    async def test_callers_are_woken_in_order_and_in_their_own_contexts(self, ask: Any) -> None:
+        who: ContextVar[int] = ContextVar("who")
+        woken: list[int] = []
+
+        async def one(number: int) -> None:
+            who.set(number)
+            await ask("ada" if number % 2 else f"grace{number}")
+            assert who.get() == number
+            woken.append(number)
+
+        await asyncio.gather(*(one(number) for number in range(20)))
+        assert sorted(woken) == list(range(20))
+        odd = [number for number in woken if number % 2]
+        assert odd == sorted(odd)
+
+    async def test_one_that_fails_leaves_the_others_alone(self, ask: Any) -> None:
+        async def one(number: int) -> int:
+            await ask(f"ada{number}")
+            if number == 3:
+                raise LookupError("mine")
+            return number
+
+        results = await asyncio.gather(*(one(n) for n in range(10)), return_exceptions=True)
+        assert [result for result in results if isinstance(result, int)] == [
+            *(0, 1, 2, 4, 5, 6, 7, 8, 9)
+        ]
+
+    def test_ctrl_c_in_one_still_wakes_the_others(self, cluster: LocalCluster) -> None:
+        woken: list[int] = []
+
+        async def work() -> None:
+            async with AsyncRouter.from_url(cluster.url) as router:
+                await router.get_linked_pod("ns", "known", "chat")
+
+                async def one(number: int) -> None:
+                    await router.get_linked_pod("ns", f"ctrl-c {number}", "chat")
+                    woken.append(number)
+                    if number == 2:
+                        raise KeyboardInterrupt
+
+                await asyncio.gather(*(one(number) for number in range(8)))
+
+        loop = asyncio.new_event_loop()
+        try:
+            task = loop.create_task(work())
+            with pytest.raises(KeyboardInterrupt):
+                loop.run_until_complete(task)
+            with pytest.raises(KeyboardInterrupt):
+                loop.run_until_complete(task)
+            loop.run_until_complete(asyncio.sleep(0.05))
+        finally:
+            loop.close()
+        assert sorted(woken) == list(range(8))
+
+    @pytest.mark.parametrize("when", ["at once", "while it waits", "when it is answered"])
+    async def test_it_is_cancelled_whenever(self, ask: Any, when: str) -> None:
+        task = asyncio.create_task(ask("ada"))
+        if when != "at once":
+            await asyncio.sleep(0)
+        if when == "when it is answered":
+            waits_for: Any = task._fut_waiter  # type: ignore[attr-defined]
+            while not waits_for.done():  # noqa: ASYNC110 - it is the very turn that matters
+                await asyncio.sleep(0)
+        assert task.cancel("enough")
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+        assert await ask("ada") is None
+
+    async def test_a_cancelled_caller_takes_no_other_with_it(self, ask: Any) -> None:
+        first, second = (asyncio.create_task(ask("ada")) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        assert await second is None
+
+    async def test_a_caller_may_shield_it(self, ask: Any) -> None:
+        task = asyncio.ensure_future(ask("ada"))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(task), 0)
+        assert await task is None
+
+    async def test_a_task_written_in_python_waits_for_it_too(self, ask: Any) -> None:
+        loop = asyncio.get_running_loop()
+        tasks: Any = asyncio.tasks
+        assert await tasks._PyTask(ask("ada"), loop=loop) is None
+        cancelled = tasks._PyTask(ask("grace"), loop=loop)
+        await asyncio.sleep(0)
+        cancelled.cancel("enough")
+        with pytest.raises(asyncio.CancelledError, match="enough"):
+            await cancelled
+
+    async def test_it_is_no_future_itself(self, ask: Any) -> None:
+        coroutine = ask("ada")
+        assert not asyncio.isfuture(coroutine)
+        assert await coroutine is None
+
+    async def test_one_that_is_let_go_while_it_waits_harms_nobody(self, ask: Any) -> None:
+        coroutine = ask("ada")
+        coroutine.send(None)
+        del coroutine
+        closed = ask("ada")
+        closed.send(None)
+        closed.close()
+        gc.collect()
+        assert await ask("ada") is None
+
+    async def test_one_that_is_driven_by_hand_says_that_it_waits(self, ask: Any) -> None:
+        coroutine = ask("ada")
+        future = coroutine.send(None)
+        assert future.get_loop() is asyncio.get_running_loop()
+        assert not future.done()
+        assert not future.cancelled()
+        with pytest.raises(RuntimeError, match="await wasn't used with future"):
+            coroutine.send(None)
+
+    async def test_its_future_has_what_a_task_needs(self, ask: Any) -> None:
+        coroutine = ask("ada")
+        future = coroutine.send(None)
+        told: list[Any] = []
+        future.add_done_callback(told.append)
+        assert future.remove_done_callback(told.append) == 1
+        assert future.remove_done_callback(told.append) == 0
+        future.add_done_callback(told.append, context=None)
+        assert future.cancel()
+        assert not future.cancel()
+        assert future.cancelled()
+        assert told == []
+        await asyncio.sleep(0)
+        assert told == [future]
+        with pytest.raises(asyncio.CancelledError):
+            future.result()
+        late = contextvars.copy_context()
+        future.add_done_callback(told.append, context=late)
+        await asyncio.sleep(0)
+        assert told == [future, future]
+        coroutine.close()
+
+    async def test_the_end_of_the_router_ends_it(self, ask: Any, online: AsyncRouter) -> None:
+        tasks = [asyncio.create_task(ask(f"ada{n}")) for n in range(3)]
+        await asyncio.sleep(0)
+        await online.aclose()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(end is None or isinstance(end, RouterClosed) for end in ends)
+        with pytest.raises(RouterClosed):
+            await ask("grace")
+
+    async def test_each_error_is_the_callers_own(
+        self, ask: Any, online: AsyncRouter, namespace: str, raw: Any
+    ) -> None:
+        raw.set(f"sf:{{{namespace}:lk:ada}}chat", "no pod")
+        ends = await asyncio.gather(*(ask("ada") for _ in range(3)), return_exceptions=True)
+        assert [type(end) for end in ends] == [sfroute.CorruptReply] * 3
+        assert len({id(end) for end in ends}) == 3
+        assert {end.operation for end in ends if isinstance(end, sfroute.StoreError)} == {
+            "get_linked_pod"
+        }
+
+    async def test_what_changes_while_it_is_under_way_is_not_kept(
+        self, ask: Any, online: AsyncRouter, namespace: str
+    ) -> None:
+        task = asyncio.create_task(ask("ada"))
+        await asyncio.sleep(0)
+        await online.set_linked_pod(namespace, "ada", "chat", 9)
+        await task
+        assert await ask("ada") == 9
+
+    async def test_nothing_is_left_of_it(self, ask: Any, online: AsyncRouter) -> None:
+        def left() -> int:
+            gc.collect()
+            names = {"Wait", "Call", "Read", "Flight"}
+            return sum(type(each).__name__ in names for each in gc.get_objects())
+
+        await asyncio.gather(*(ask(f"before{n}") for n in range(200)))
+        online.invalidate("ns", "nobody")
+        before = left()
+        for turn in range(5):
+            await asyncio.gather(*(ask(f"{turn} {n}") for n in range(200)))
+            tasks = [asyncio.create_task(ask(f"cut {turn} {n}")) for n in range(20)]
+            await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0.05)
+        # Those that were cancelled stand in the queue of deadlines until that is swept.
+        assert left() - before <= 2 * SPARE
+
+    def test_a_loop_that_is_not_its_own_gets_the_same_error(self, cluster: LocalCluster) -> None:
+        router = AsyncRouter.from_url(cluster.url)
+        first = asyncio.new_event_loop()
+        first.run_until_complete(router.get_linked_pod("ns", "known", "chat"))
+
+        async def elsewhere() -> None:
+            for method in (METHOD, PURE):
+                with pytest.raises(sfroute.ConfigError, match="another event loop"):
+                    await method(router, "ns", "elsewhere", "chat")
+
+        asyncio.run(elsewhere())
+        first.run_until_complete(router.aclose())
+        first.close()
+
+    def test_uvloop_runs_it(self, cluster: LocalCluster) -> None:
+        uvloop = pytest.importorskip("uvloop")
+
+        async def work() -> None:
+            async with AsyncRouter.from_url(cluster.url) as router:
+                await router.get_linked_pod("ns", "known", "chat")
+                found = await asyncio.gather(
+                    *(router.get_linked_pod("ns", f"uv{n}", "chat") for n in range(100))
+                )
+                assert found == [None] * 100
+                task = asyncio.create_task(router.get_linked_pod("ns", "uv", "chat"))
+                await asyncio.sleep(0)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(work())
+
+
+def test_what_wakes_is_made_for_a_loop() -> None:
+    if heart is None:
+        pytest.skip("the pure half has none")
+    with pytest.raises(TypeError):
+        heart.Wakes()  # type: ignore[call-arg]
+    wakes: Any = heart.Wakes(None)
+    assert wakes.run() is None

@@ -30,6 +30,7 @@ from test_wire_fuzz import Owner, Wire, chunked, fuzz, names, pushes, streams, v
 import sfroute
 from sfroute import AsyncRouter, CacheConfig, RouterConfig
 from sfroute._contract.keys import link_tag
+from sfroute._lookups.answers import entry_of
 from sfroute._lookups.cache import CacheCounts, Entry, Epoch, Flight, LookupCache, Waiter
 from sfroute._lookups.lane import Lane, Read
 from sfroute._lookups.packing import value_and_ttl_in_python
@@ -515,10 +516,13 @@ def test_what_is_not_as_it_expects_is_refused() -> None:
 
 
 def test_a_router_without_the_slots_is_refused() -> None:
-    with pytest.raises(TypeError, match="learn_hits takes five classes"):
-        heart.learn_hits(AsyncRouter, Entry, Epoch, CacheCounts)  # type: ignore[call-arg]
+    learn: Any = heart.learn_hits
+    with pytest.raises(TypeError, match="six classes and a function"):
+        learn(AsyncRouter, Entry, Epoch, Flight, CacheCounts, Telemetry)
     with pytest.raises(AttributeError, match="deadline"):
-        heart.learn_hits(AsyncRouter, AsyncRouter, Epoch, CacheCounts, Telemetry)
+        learn(AsyncRouter, AsyncRouter, Epoch, Flight, CacheCounts, Telemetry, entry_of)
+    with pytest.raises(TypeError, match="argument"):
+        heart.learn_misses(router=AsyncRouter)
 
 
 def test_classes_without_the_slots_are_refused_and_change_nothing() -> None:

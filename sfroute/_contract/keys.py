@@ -122,8 +122,8 @@ _NAME_RULE: Final = "'{', '}' or control characters"
 
 # Namespaces and services are few and recur, so good ones are remembered. Uids are too many.
 MAX_REMEMBERED: Final = 4096
-_good_namespaces: set[str] = set()
-_good_services: set[str] = set()
+good_namespaces: set[str] = set()
+good_services: set[str] = set()
 
 
 def _remember(good: set[str], name: str) -> None:
@@ -135,17 +135,17 @@ def _remember(good: set[str], name: str) -> None:
 
 
 def _check_namespace(namespace: str) -> None:
-    if type(namespace) is not str or namespace not in _good_namespaces:
+    if type(namespace) is not str or namespace not in good_namespaces:
         _check_name("namespace", namespace, _BAD_IN_NAMESPACE, _NAMESPACE_RULE)
-        _remember(_good_namespaces, namespace)
+        _remember(good_namespaces, namespace)
 
 
 def check_service_names(namespace: str, service: str) -> None:
     """Raise ``InvalidArgument`` unless both names may be part of a key."""
     _check_namespace(namespace)
-    if type(service) is not str or service not in _good_services:
+    if type(service) is not str or service not in good_services:
         _check_name("service", service, _BAD_IN_NAME, _NAME_RULE)
-        _remember(_good_services, service)
+        _remember(good_services, service)
 
 
 def check_link_names(namespace: str, uid: str, service: str) -> None:
@@ -153,9 +153,9 @@ def check_link_names(namespace: str, uid: str, service: str) -> None:
     # A copy of check_service_names without its frame: every miss passes through here.
     if (
         type(namespace) is not str
-        or namespace not in _good_namespaces
+        or namespace not in good_namespaces
         or type(service) is not str
-        or service not in _good_services
+        or service not in good_services
     ):
         check_service_names(namespace, service)
     check_uid(uid)

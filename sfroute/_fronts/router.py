@@ -17,12 +17,18 @@ from .._contract.keys import (
     check_service_names,
     check_uid,
     check_uid_names,
+    good_namespaces,
+    good_services,
 )
 from .._lookups.answers import entry_of
-from .._lookups.cache import CacheCounts, Entry, Epoch
+from .._lookups.cache import CacheCounts, Entry, Epoch, Flight, LookupCache
+from .._lookups.dispatch import Dispatch
+from .._lookups.lane import Lane, Read
+from .._lookups.lookups import Lookups
 from .._native import heart, hot
+from .._net.channel import Channel
 from .._net.targets import AnyClient, StoreTarget, target_of_client, target_of_url
-from .._operations.engine import checked_config
+from .._operations.engine import Engine, Parts, checked_config
 from .._operations.evacuation import Evacuation, check_idle, check_rate
 from .._operations.handing_over import HowToMove
 from .._operations.inside import Inside
@@ -74,8 +80,8 @@ class AsyncRouter:
         config: the configuration. None: the defaults.
     """
 
-    # What every hit reads, where the native part finds it.
-    __slots__ = ("__dict__", "__weakref__", "_counts", "_find", "_telemetry")
+    # What the native part reads, where it finds it.
+    __slots__ = ("__dict__", "__weakref__", "_counts", "_engine", "_find", "_telemetry")
 
     def __init__(self, client: AnyClient, *, config: RouterConfig | None = None) -> None:
         self._set_up(target_of_client(client), config)
@@ -735,4 +741,20 @@ class AsyncRouter:
 
 
 if heart is not None:
-    heart.learn_hits(AsyncRouter, Entry, Epoch, CacheCounts, Telemetry)
+    heart.learn_hits(AsyncRouter, Entry, Epoch, Flight, CacheCounts, Telemetry, entry_of)
+    heart.learn_misses(
+        router=AsyncRouter,
+        telemetry=Telemetry,
+        engine=Engine,
+        parts=Parts,
+        lookups=Lookups,
+        dispatch=Dispatch,
+        cache=LookupCache,
+        counts=CacheCounts,
+        lane=Lane,
+        channel=Channel,
+        read=Read,
+        slots=(*Flight.__slots__, *Read.__slots__),
+        namespaces=good_namespaces,
+        services=good_services,
+    )

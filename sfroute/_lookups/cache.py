@@ -288,6 +288,9 @@ class CacheCounts:
 class LookupCache:
     """Entries and flights under the rules above."""
 
+    # What the native part reads, where it finds it.
+    __slots__ = ("__dict__", "__weakref__", "_flights", "counts")
+
     def __init__(
         self,
         config: CacheConfig,

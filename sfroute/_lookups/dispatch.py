@@ -56,6 +56,9 @@ class Dispatch:
         closed: nothing is sent any more.
     """
 
+    # What the native part reads, where it finds it.
+    __slots__ = ("__dict__", "__weakref__", "_lane_of_slot", "closed")
+
     def __init__(
         self,
         topology: Topology,

@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 from math import inf
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 from .._chance import chance
 from .._contract import replies
@@ -32,7 +32,7 @@ from .cache import Entry, Epoch, Flight, LookupCache, Value, Waiter
 from .packing import after_asking, all_links, value_and_ttl
 from .self_report import SelfReport
 
-__all__ = ["Lane", "LinkWatcher", "Read", "ReadOwner"]
+__all__ = ["Lane", "LinkWatcher", "Read", "ReadOwner", "sketch_of_read"]
 
 _TRACKING_ON: Final = encode("CLIENT", "TRACKING", "ON")
 _PING: Final = encode("PING")
@@ -132,6 +132,9 @@ class Lane:
         not_now: the node has said so for a while; as good as out of reach.
         troubled: it could not be reached, or refused to answer, and has not answered since.
     """
+
+    # What the native part reads, where it finds it.
+    __slots__ = ("__dict__", "__weakref__", "channel", "epoch", "not_now")
 
     def __init__(
         self,
@@ -488,6 +491,26 @@ class Read(Flight):
         again = lane.cache.land(self, found, seconds, self.sent_at, self.epoch, storable)
         if again:
             lane.owner.ask_again(self, again)
+
+
+class _Nowhere:
+    """A lane for a read that is never sent."""
+
+    def __init__(self) -> None:
+        self.epoch: Epoch | None = None
+        self.channel = self
+
+    def submit(self, request: Request) -> None:
+        """Let it lie."""
+
+
+def sketch_of_read() -> Read:
+    """What the native part copies: a read of a link that has set out, but for key, deadline, waiters, lane, epoch and
+    payload.
+    """
+    read = Read(("", "", ""), inf)
+    read.set_out(cast("Lane", _Nowhere()), b"")
+    return read
 
 
 if heart is not None:

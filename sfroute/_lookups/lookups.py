@@ -12,13 +12,14 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from .._contract.keys import CacheKey
+from .._native import heart
 from .._net.timeouts import GiveUp
 from ..errors import RouterClosed, StoreUnavailable
 from ..telemetry import CURRENT, CallRecord, names
 from .answers import Gathering, error_for_one, raise_unless_again
 from .cache import Flight, LookupCache, Waiter
 from .dispatch import Dispatch
-from .lane import Read
+from .lane import Read, sketch_of_read
 
 __all__ = ["Lookups"]
 
@@ -36,6 +37,12 @@ class Lookups:
         deadline: seconds that a lookup may take.
     """
 
+    # What the native part reads, where it finds it.
+    __slots__ = (
+        *("__dict__", "__weakref__"),
+        *("_cache", "_deadline", "_dispatch", "_sketch", "_wakes", "_watch"),
+    )
+
     def __init__(
         self, dispatch: Dispatch, cache: LookupCache, clock: Callable[[], float], deadline: float
     ) -> None:
@@ -44,8 +51,11 @@ class Lookups:
         self._send = dispatch.send
         self._cache = cache
         self._clock = clock
-        self._deadline = deadline
+        self._deadline = float(deadline)
         self._loop = asyncio.get_running_loop()
+        if heart is not None:
+            self._sketch = sketch_of_read()
+            self._wakes = heart.Wakes(self._loop)
 
     def open(self, key: CacheKey, now: float) -> asyncio.Future[Flight] | None:
         """The future of a new lookup, which may fail and then has an ``error``; None if there is one to join.

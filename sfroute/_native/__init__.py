@@ -27,7 +27,7 @@ SWITCH: Final = "SFROUTE_PURE"
 STALE: Final = "the native part was compiled from other sources"
 """Why the pure code runs where the part is not of its source."""
 
-SOURCES: Final = ("heart.h", "heart.c", "calls.c")
+SOURCES: Final = ("heart.h", "heart.c", "waiting.c", "misses.c", "calls.c")
 """What it is compiled from, in this folder."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -40,11 +40,24 @@ class Heart(Protocol):
         """Take these as the pure classes ``Read``, ``Entry`` and ``Epoch``. TypeError if one lacks a slot."""
 
     def learn_hits(
-        self, router: type, entry: type, epoch: type, counts: type, telemetry: type, /
+        self,
+        router: type,
+        entry: type,
+        epoch: type,
+        flight: type,
+        counts: type,
+        telemetry: type,
+        entry_of: Callable[..., Any],
+        /,
     ) -> None:
-        """Take these as the pure classes ``AsyncRouter``, ``Entry``, ``Epoch``, ``CacheCounts`` and ``Telemetry``.
-        TypeError if one lacks a slot.
-        """
+        """Take these as the pure classes, and that as ``answers.entry_of``. Raises if one lacks a slot."""
+
+    def learn_misses(self, **classes: Any) -> None:
+        """Take these as the pure classes, and what else ``misses.c`` names. Raises if one lacks a slot."""
+
+    def Wakes(self, loop: object, /) -> object:  # noqa: N802 - a class
+        """What wakes those who are answered in one turn of the loop, together."""
+        ...
 
     def HotMethod(self, function: Callable[..., Any], /) -> Callable[..., Any]:  # noqa: N802 - a class
         """``function``, a coroutine method of a router that takes three names, which answers hits by itself."""

@@ -1,12 +1,14 @@
-/* The call of a lookup whose answer is in the cache, without a frame of Python.
+/* The call of a lookup, without a frame of Python.
 
    A `HotMethod` stands in the place of a coroutine function of the router, which it holds. Called plainly, that is with
-   a router and three names, it returns a `Call`. Awaited, a call looks for a fresh entry and is done if there is one; at
-   anything else it makes the coroutine and from then on hands everything to that. So the pure code decides every miss,
-   every error and every argument that is not plain. The rules of a hit stand there:
+   a router and three names, it returns a `Call`. Awaited, a call looks for a fresh entry and is done if there is one; else
+   it begins a lookup and waits for that, if the lookup is plain (misses.c); at anything else it makes the coroutine and
+   from then on hands everything to that. So the pure code decides every error and all that is not plain. The rules stand
+   there:
 
        answer_from_cache   sfroute/_fronts/router.py      AsyncRouter.get_linked_pod
                            sfroute/_lookups/cache.py      when an entry is fresh
+       answer_of           sfroute/_lookups/answers.py    entry_of
 
    To its caller a call is a coroutine: it has `send`, `throw`, `close` and `__await__`, may be awaited once, runs nothing
    before that, and warns if it never is. It belongs to who awaits it: one thread. */
@@ -18,7 +20,9 @@
 
 /* --- What it knows of the pure classes: set once by `learn_hits` --- */
 
-static PyTypeObject *router_type, *entry_type, *epoch_type, *counts_type, *telemetry_type;
+static PyTypeObject *router_type, *entry_type, *epoch_type, *flight_type, *counts_type, *telemetry_type;
+
+static PyObject *entry_of;
 
 static struct {
     Py_ssize_t find, counts, telemetry; /* AsyncRouter */
@@ -26,6 +30,7 @@ static struct {
     Py_ssize_t healthy_until;           /* Epoch */
     Py_ssize_t hits;                    /* CacheCounts */
     Py_ssize_t hook;                    /* Telemetry.hits */
+    Py_ssize_t answer;                  /* Flight.entry */
 } at;
 
 static PyObject *one, *monotonic;
@@ -43,12 +48,14 @@ typedef struct {
 
 enum state { CREATED, RUNNING, SUSPENDED, OVER };
 
-/* One call. `router` and `key`, (namespace, uid, service), are there until it is handed over to `coroutine`, or over. */
+/* One call. `router` and `key`, (namespace, uid, service), are there until it is handed over to `coroutine`, or over.
+   `wait` is there while it waits for a lookup that it has begun itself. */
 typedef struct {
     PyObject_HEAD
     HotMethod *method;
     PyObject *router;
     PyObject *key;
+    PyObject *wait;
     PyObject *coroutine;
     enum state state;
 } Call;
@@ -90,10 +97,12 @@ instant_in(PyObject *object, Py_ssize_t offset)
     return found != NULL && PyFloat_CheckExact(found) ? PyFloat_AS_DOUBLE(found) : Py_NAN;
 }
 
-/* The entry under the key, if it may be served now: a new reference. NULL: it is for the pure code to say. */
+/* The entry under the key, if it may be served now: a new reference; else NULL. */
 static PyObject *
 fresh_entry(PyObject *router, PyObject *key, double *instant)
 {
+    *instant = now();
+
     PyObject *find = get_slot(router, at.find);
     if (find == NULL) {
         return NULL;
@@ -112,7 +121,6 @@ fresh_entry(PyObject *router, PyObject *key, double *instant)
     }
     PyObject *epoch = Py_IS_TYPE(entry, entry_type) ? get_slot(entry, at.epoch) : NULL;
     if (epoch != NULL && Py_IS_TYPE(epoch, epoch_type)) {
-        *instant = now();
         if (*instant < instant_in(entry, at.deadline) && *instant < instant_in(epoch, at.healthy_until)) {
             return entry;
         }
@@ -168,20 +176,47 @@ record_hit(Call *call, PyObject *entry, double began)
 
 /* PYGEN_RETURN: the pod of a fresh entry. PYGEN_NEXT: there is none. PYGEN_ERROR: an exception. */
 static PySendResult
-answer_from_cache(Call *call, PyObject **pod)
+answer_from_cache(Call *call, PyObject **pod, double *began)
 {
-    double began = 0.0;
-    PyObject *entry = fresh_entry(call->router, call->key, &began);
+    PyObject *entry = fresh_entry(call->router, call->key, began);
     if (entry == NULL) {
         return PyErr_Occurred() ? PYGEN_ERROR : PYGEN_NEXT;
     }
     PySendResult result = PYGEN_ERROR;
-    if (count_hit(call->router) == 0 && record_hit(call, entry, began) == 0) {
+    if (count_hit(call->router) == 0 && record_hit(call, entry, *began) == 0) {
         *pod = Py_XNewRef(get_slot(entry, at.value));
         result = *pod == NULL ? PYGEN_ERROR : PYGEN_RETURN;
     }
     Py_DECREF(entry);
     return result;
+}
+
+/* --- A miss --- */
+
+/* The pod that the lookup has found. NULL with its error. */
+static PyObject *
+answer_of(Call *call, PyObject *flight)
+{
+    PyObject *entry = PyObject_TypeCheck(flight, flight_type) ? get_slot(flight, at.answer) : NULL;
+    if (entry != NULL && Py_IS_TYPE(entry, entry_type)) {
+        Py_INCREF(entry);
+    }
+    else {
+        entry = PyObject_CallFunctionObjArgs(entry_of, flight, call->method->operation, NULL);
+    }
+    PyObject *pod = entry == NULL ? NULL : Py_XNewRef(get_slot(entry, at.value));
+    Py_XDECREF(entry);
+    return pod;
+}
+
+/* Wait no longer, if it waits: nobody is to be woken for it. */
+static void
+stop_waiting(Call *call)
+{
+    if (call->wait != NULL) {
+        leave_wait(call->wait);
+        Py_CLEAR(call->wait);
+    }
 }
 
 /* --- A call, as the coroutine that it seems to be --- */
@@ -190,6 +225,7 @@ static void
 end_call(Call *call)
 {
     call->state = OVER;
+    stop_waiting(call);
     Py_CLEAR(call->router);
     Py_CLEAR(call->key);
     Py_CLEAR(call->coroutine);
@@ -199,6 +235,7 @@ end_call(Call *call)
 static int
 hand_over(Call *call)
 {
+    stop_waiting(call);
     PyObject *key = call->key;
     PyObject *arguments[] = {
         call->router, PyTuple_GET_ITEM(key, 0), PyTuple_GET_ITEM(key, 1), PyTuple_GET_ITEM(key, 2)};
@@ -224,20 +261,36 @@ begin_step(Call *call)
     return 0;
 }
 
-/* One step of a call that has begun one. */
+/* The first step. */
 static PySendResult
-run_step(Call *call, PyObject *value, PyObject **result)
+start(Call *call, PyObject **result)
 {
-    if (call->coroutine == NULL) {
-        PySendResult answer = answer_from_cache(call, result);
-        if (answer != PYGEN_NEXT) {
-            return answer;
-        }
-        if (hand_over(call) < 0) {
-            return PYGEN_ERROR;
-        }
+    double began;
+    PySendResult answer = answer_from_cache(call, result, &began);
+    if (answer != PYGEN_NEXT) {
+        return answer;
     }
-    return PyIter_Send(call->coroutine, value, result);
+    int begun = began < 0.0 ? -1 : begin_lookup(call->router, call->key, began, &call->wait);
+    if (begun > 0) {
+        *result = Py_NewRef(call->wait);
+        return PYGEN_NEXT;
+    }
+    return begun < 0 || hand_over(call) < 0 ? PYGEN_ERROR : PyIter_Send(call->coroutine, Py_None, result);
+}
+
+/* A later step: what it waited for is there. */
+static PySendResult
+go_on(Call *call, PyObject *value, PyObject **result)
+{
+    if (call->coroutine != NULL) {
+        return PyIter_Send(call->coroutine, value, result);
+    }
+    PyObject *flight = result_of_wait(call->wait);
+    if (flight != NULL) {
+        *result = answer_of(call, flight);
+        Py_DECREF(flight);
+    }
+    return *result == NULL ? PYGEN_ERROR : PYGEN_RETURN;
 }
 
 static PySendResult
@@ -249,10 +302,11 @@ call_send(PyObject *self, PyObject *value, PyObject **result)
         PyErr_SetString(PyExc_TypeError, "can't send non-None value to a just-started coroutine");
         return PYGEN_ERROR;
     }
+    bool first = call->state == CREATED;
     if (begin_step(call) < 0) {
         return PYGEN_ERROR;
     }
-    PySendResult answer = run_step(call, value, result);
+    PySendResult answer = first ? start(call, result) : go_on(call, value, result);
     if (answer == PYGEN_NEXT) {
         call->state = SUSPENDED;
     }
@@ -383,6 +437,7 @@ call_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(call->method);
     Py_VISIT(call->router);
     Py_VISIT(call->key);
+    Py_VISIT(call->wait);
     Py_VISIT(call->coroutine);
     return 0;
 }
@@ -391,6 +446,7 @@ static int
 call_clear(PyObject *self)
 {
     Call *call = (Call *)self;
+    stop_waiting(call);
     Py_CLEAR(call->router);
     Py_CLEAR(call->key);
     Py_CLEAR(call->coroutine);
@@ -485,7 +541,7 @@ hot_method_call(PyObject *self, PyObject *const *arguments, size_t flags, PyObje
     call->method = (HotMethod *)Py_NewRef(self);
     call->router = Py_NewRef(arguments[0]);
     call->key = key;
-    call->coroutine = NULL;
+    call->wait = call->coroutine = NULL;
     call->state = CREATED;
     PyObject_GC_Track((PyObject *)call);
     return (PyObject *)call;
@@ -578,27 +634,28 @@ static PyTypeObject hot_method_type = {
 /* --- The module's part --- */
 
 const char learn_hits_doc[] =
-    "learn_hits(router, entry, epoch, counts, telemetry)\n--\n\n"
-    "Say which the pure classes are. Raises TypeError if one lacks a slot that is used here.";
+    "learn_hits(router, entry, epoch, flight, counts, telemetry, entry_of)\n--\n\n"
+    "Say which the pure classes are, and what tells the entry of a flight. Raises if one lacks a slot that is used here.";
 
 PyObject *
 learn_hits(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 {
-    PyTypeObject **places[] = {&router_type, &entry_type, &epoch_type, &counts_type, &telemetry_type};
+    PyTypeObject **places[] = {&router_type, &entry_type, &epoch_type, &flight_type, &counts_type, &telemetry_type};
     enum { CLASSES = sizeof places / sizeof places[0] };
-    bool classes = count == CLASSES;
+    bool classes = count == CLASSES + 1 && PyCallable_Check(arguments[CLASSES]);
     for (Py_ssize_t place = 0; classes && place < CLASSES; place++) {
         classes = PyType_Check(arguments[place]);
     }
     if (!classes) {
-        PyErr_SetString(PyExc_TypeError, "learn_hits takes five classes");
+        PyErr_SetString(PyExc_TypeError, "learn_hits takes six classes and a function");
         return NULL;
     }
     PyTypeObject *router = (PyTypeObject *)arguments[0];
     PyTypeObject *entry = (PyTypeObject *)arguments[1];
     PyTypeObject *epoch = (PyTypeObject *)arguments[2];
-    PyTypeObject *counts = (PyTypeObject *)arguments[3];
-    PyTypeObject *telemetry = (PyTypeObject *)arguments[4];
+    PyTypeObject *flight = (PyTypeObject *)arguments[3];
+    PyTypeObject *counts = (PyTypeObject *)arguments[4];
+    PyTypeObject *telemetry = (PyTypeObject *)arguments[5];
     Wanted wanted[] = {
         {router, "_find", &at.find},
         {router, "_counts", &at.counts},
@@ -609,6 +666,7 @@ learn_hits(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t c
         {epoch, "healthy_until", &at.healthy_until},
         {counts, "hits", &at.hits},
         {telemetry, "hits", &at.hook},
+        {flight, "entry", &at.answer},
     };
     if (find_slots(wanted, sizeof wanted / sizeof wanted[0]) < 0) {
         return NULL;
@@ -616,6 +674,7 @@ learn_hits(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t c
     for (Py_ssize_t place = 0; place < CLASSES; place++) {
         Py_XSETREF(*places[place], (PyTypeObject *)Py_NewRef(arguments[place]));
     }
+    Py_XSETREF(entry_of, Py_NewRef(arguments[CLASSES]));
     Py_RETURN_NONE;
 }
 

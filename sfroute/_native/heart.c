@@ -474,6 +474,11 @@ finish(PyObject *read, PyObject *waiters, PyObject *entry)
     /* By index, with the size read anew: a waiter is somebody else's code. */
     for (Py_ssize_t place = 0; status == 0 && place < PyList_Size(waiters); place++) {
         PyObject *waiter = Py_NewRef(PyList_GetItem(waiters, place));
+        if (Py_IS_TYPE(waiter, &wait_type)) {
+            status = wait_is_over(waiter) ? 0 : answer_wait(waiter, read);
+            Py_DECREF(waiter);
+            continue;
+        }
         PyObject *answer = PyObject_CallMethodNoArgs(waiter, name.done);
         int over = answer == NULL ? -1 : PyObject_IsTrue(answer);
         Py_XDECREF(answer);
@@ -591,20 +596,9 @@ PyDoc_STRVAR(pack_doc,
              "pack(tag, service)\n--\n\n"
              "GET and PTTL of the link with this hash tag and service, in RESP.");
 
-static PyObject *
-pack(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+PyObject *
+pack_lookup(const char *tag, Py_ssize_t tag_size, const char *service, Py_ssize_t service_size)
 {
-    if (count != 2 || !PyBytes_CheckExact(arguments[0]) || !PyUnicode_Check(arguments[1])) {
-        PyErr_SetString(PyExc_TypeError, "pack takes bytes and a str");
-        return NULL;
-    }
-    Py_ssize_t service_size;
-    const char *service = PyUnicode_AsUTF8AndSize(arguments[1], &service_size);
-    if (service == NULL) {
-        return NULL;
-    }
-    const char *tag = PyBytes_AS_STRING(arguments[0]);
-    Py_ssize_t tag_size = PyBytes_GET_SIZE(arguments[0]);
     Py_ssize_t key_size = 4 + tag_size + 1 + service_size; /* sf:{tag}service */
     char header[32];
     Py_ssize_t header_size = PyOS_snprintf(header, sizeof header, "$%zd\r\n", key_size);
@@ -625,6 +619,21 @@ pack(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
         at = put(at, "\r\n", 2);
     }
     return packed;
+}
+
+static PyObject *
+pack(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+{
+    if (count != 2 || !PyBytes_CheckExact(arguments[0]) || !PyUnicode_Check(arguments[1])) {
+        PyErr_SetString(PyExc_TypeError, "pack takes bytes and a str");
+        return NULL;
+    }
+    Py_ssize_t service_size;
+    const char *service = PyUnicode_AsUTF8AndSize(arguments[1], &service_size);
+    if (service == NULL) {
+        return NULL;
+    }
+    return pack_lookup(PyBytes_AS_STRING(arguments[0]), PyBytes_GET_SIZE(arguments[0]), service, service_size);
 }
 
 /* --- The module --- */
@@ -679,6 +688,7 @@ static PyMethodDef methods[] = {
     {"land", (PyCFunction)(void (*)(void))land, METH_FASTCALL, land_doc},
     {"learn", (PyCFunction)(void (*)(void))learn, METH_FASTCALL, learn_doc},
     {"learn_hits", (PyCFunction)(void (*)(void))learn_hits, METH_FASTCALL, learn_hits_doc},
+    {"learn_misses", (PyCFunction)(void (*)(void))learn_misses, METH_VARARGS | METH_KEYWORDS, learn_misses_doc},
     {"pack", (PyCFunction)(void (*)(void))pack, METH_FASTCALL, pack_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -725,7 +735,8 @@ set_up(PyObject *module)
     if (infinity == NULL) {
         infinity = PyFloat_FromDouble(INFINITY);
     }
-    if (infinity == NULL || set_up_calls(module) < 0) {
+    if (infinity == NULL || set_up_waiting(module) < 0 || set_up_misses(module) < 0
+        || set_up_calls(module) < 0) {
         return -1;
     }
     /* What this was compiled from, for a loader that finds it beside a newer heart.c. */

@@ -6,6 +6,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <stdbool.h>
+#include <stdint.h>
 
 #ifdef Py_GIL_DISABLED
 #error "not for builds without the GIL: there the pure code runs"
@@ -38,6 +39,25 @@ set_slot(PyObject *object, Py_ssize_t offset, PyObject *value)
     *place = value;
     Py_XDECREF(previous);
 }
+
+/* heart.c: GET and PTTL of a link, in RESP. `tag` is the hash tag, both are of bytes. A new bytes object. */
+PyObject *pack_lookup(const char *tag, Py_ssize_t tag_size, const char *service, Py_ssize_t service_size);
+
+/* waiting.c: what a task waits for while its lookup is under way. */
+int set_up_waiting(PyObject *module);
+extern PyTypeObject wait_type;
+PyObject *new_wait(PyObject *wakes);                  /* NULL with an exception */
+bool wait_is_over(PyObject *wait);                    /* answered or cancelled */
+int answer_wait(PyObject *wait, PyObject *flight);    /* set_result; -1 with an exception */
+PyObject *result_of_wait(PyObject *wait);             /* the flight; NULL with an exception */
+void leave_wait(PyObject *wait);                      /* nobody is to be woken any more */
+
+/* misses.c: the begin of a lookup. */
+int set_up_misses(PyObject *module);
+PyObject *learn_misses(PyObject *module, PyObject *arguments, PyObject *named);
+extern const char learn_misses_doc[];
+/* 1: it has begun, and `wait` is what to wait for, a new reference; 0: it is not plain; -1 with an exception. */
+int begin_lookup(PyObject *router, PyObject *key, double now, PyObject **wait);
 
 /* calls.c: the call of a hot method. */
 int set_up_calls(PyObject *module);

@@ -120,6 +120,12 @@ class Channel:
         reconnects: how often the connection was made again.
     """
 
+    # What the native part reads, where it finds it.
+    __slots__ = (
+        *("__dict__", "__weakref__"),
+        *("_closed", "_flush_scheduled", "_queue", "reachable"),
+    )
+
     def __init__(
         self,
         address: Address,

@@ -61,6 +61,9 @@ def checked_config(config: RouterConfig | None) -> RouterConfig:
 class Parts:
     """What an open engine consists of."""
 
+    # What the native part reads, where it finds it.
+    __slots__ = ("__dict__", "__weakref__", "lookups", "loop", "thread")
+
     def __init__(
         self,
         topology: Topology,
@@ -101,6 +104,9 @@ class Engine:
         cache: the local cache; replaced in a forked child.
         parts: what is open, None before opening and after closing.
     """
+
+    # What the native part reads, where it finds it.
+    __slots__ = ("__dict__", "__weakref__", "parts")
 
     def __init__(self, target: StoreTarget, config: RouterConfig) -> None:
         self._target = target

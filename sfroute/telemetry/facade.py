@@ -58,8 +58,8 @@ class Telemetry:
         asleep_until: until this instant ``begin`` returns None, so a hot path need not call it.
     """
 
-    # What every hit reads, where the native part finds it.
-    __slots__ = ("__dict__", "__weakref__", "hits")
+    # What the native part reads, where it finds it.
+    __slots__ = ("__dict__", "__weakref__", "asleep_until", "hits")
 
     def __init__(
         self,

@@ -32,9 +32,9 @@ from typing import Any, TypeAlias
 from . import _forks as forks
 from ._fronts.sync import Router
 from ._fronts.sync_agent import PodAgent
-from ._operations.restarted import is_elsewhere
 from ._operations.terms import checked_exclude
 from ._pods.policies import Policy
+from ._web.again import route_again
 from ._web.answers import (
     ANOTHER_PODS,
     LOOKUP_FAILED,
@@ -113,29 +113,25 @@ class Routed:
 
         The refusal is reported (``Router.report_failure``). A pod that was restarted at another address meanwhile is
         neither excluded nor reported: its new address is returned. While the store does not tell of pods, a user whom
-        the refusing life of the pod had claimed is moved at once; for others the pods are asked for until the deadline.
-        Routing has the deadline for itself then: where the store tells of neither pods nor links it may take twice
-        ``RetryConfig.deadline``.
+        the refusing life of the pod had claimed is moved at once; for others the pods are asked for, until the last
+        second of ``RetryConfig.deadline``, which is for the move (the last half of a deadline under two seconds). The
+        deadline holds for the whole call.
 
         Raises what ``Router.route`` does; ``StoreUnavailable`` also if a later life of the pod has the user, and its
         address could not be read.
         """
-        exclude = checked_exclude(exclude)
-        if self.pod in exclude:
-            name = self.namespace, self.uid, self.service
-            if self.router._call(lambda r: is_elsewhere(r._inside.engine, name, self.link)):
-                exclude, fresh = exclude - {self.pod}, True
-            else:
-                self.router.report_failure(self.namespace, self.service, self.pod)
-        persist_seconds, policy = self._terms
-        link = self.router.route(
-            self.namespace,
-            self.uid,
-            self.service,
-            persist_seconds=persist_seconds,
-            policy=policy,
-            exclude=exclude,
-            fresh=fresh,
+        excluded = checked_exclude(exclude)
+        link = self.router._call(
+            lambda router: route_again(
+                router,
+                (self.namespace, self.uid, self.service),
+                self._terms,
+                self.link,
+                exclude=excluded,
+                fresh=fresh,
+                unless_elsewhere=self.pod in excluded,
+                report=True,
+            )
         )
         return Routed(self.uid, link, self.router, self.namespace, self.service, self._terms)
 

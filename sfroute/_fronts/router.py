@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
 from time import monotonic
 from types import TracebackType
-from typing import Final, NoReturn, Self
+from typing import Any, Final, NoReturn, Self
 
 from .. import _forks as forks
 from .._contract.keys import (
@@ -480,9 +480,15 @@ class AsyncRouter:
             if cached is not None:
                 return cached
         terms = RouteTerms(persist_seconds, policy, excluded, fresh, beside, checked_wait(wait))
-        routed = self._routes.past_cache(link, terms, timeout)
-        record = self._telemetry.begin("route", namespace, service, uid)
-        return await (routed if record is None else self._telemetry.follow(record, routed))
+        return await self._route_by(self._engine.give_up(timeout), link, terms)
+
+    def _route_by(
+        self, give_up: float | None, link: tuple[str, str, str], terms: RouteTerms
+    ) -> Coroutine[Any, Any, Link]:
+        """Route past the cache, until an instant. None: ``RetryConfig.deadline`` from now."""
+        routed = self._routes.past_cache(link, terms, give_up)
+        record = self._telemetry.begin("route", *link)
+        return routed if record is None else self._telemetry.follow(record, routed)
 
     @traced
     async def move_linked_pod(

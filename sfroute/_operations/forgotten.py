@@ -51,7 +51,7 @@ LOOK_SECONDS = 0.1
 EVICTED_SECONDS = 1.0
 """After an eviction, until its pod has restored what was evicted; on a busy machine that took up to 0.2 s."""
 RESERVE_SECONDS = 1.0
-"""Seconds of a call's deadline that are kept for placing the uid when the grace is over."""
+"""Seconds of a call's deadline that are kept for placing the uid when what it has waited for has not come."""
 
 
 def ends_at(past: Past, pods: Iterable[Pod], grace: float) -> float:

@@ -144,14 +144,15 @@ class Routes:
         )
 
     async def past_cache(
-        self, link: _LinkName, terms: RouteTerms, seconds: float | None = None
+        self, link: _LinkName, terms: RouteTerms, give_up: float | None = None
     ) -> Link:
         """The link by what the store says; the uid is placed or moved if need be.
+
+        ``give_up``: the call's deadline, as an instant. None: the configured one.
 
         Raises ``NoRoutablePod``, and what the store raises.
         """
         check_policy(terms.policy)
-        give_up: float | None = self._engine.give_up(seconds)
         if give_up is None:
             give_up = self._engine.clock() + self._engine.config.retry.deadline
         call = _Call(link, terms, give_up)

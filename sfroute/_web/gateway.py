@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from .._fronts.router import AsyncRouter
-from .._operations.restarted import is_elsewhere
 from .._operations.terms import checked_exclude
 from .._pods.policies import Policy
 from ..errors import (
@@ -20,6 +19,7 @@ from ..errors import (
 )
 from ..telemetry.logs import log_fields
 from ..types import Link
+from .again import route_again
 from .answers import NOBODY_CAN_SERVE, answer_to, no_user, refuse
 from .requests import (
     ASGIApp,
@@ -87,43 +87,25 @@ class Routed:
         Pass ``exclude=[routed.pod]`` if it refused the connection, ``fresh=True`` if it says that another pod has the
         user. The refusal is reported (``AsyncRouter.report_failure``). A pod that was restarted at another address
         meanwhile is neither excluded nor reported: its new address is returned. While the store does not tell of
-        pods, a user whom the refusing life of the pod had claimed is moved at once; for others the pods are asked for
-        until the deadline. Routing has the deadline for itself then: where the store tells of neither pods nor links
-        it may take twice ``RetryConfig.deadline``.
+        pods, a user whom the refusing life of the pod had claimed is moved at once; for others the pods are asked for,
+        until the last second of ``RetryConfig.deadline``, which is for the move (the last half of a deadline under two
+        seconds). The deadline holds for the whole call.
 
         Raises what ``AsyncRouter.route`` raises; ``StoreUnavailable`` also if a later life of the pod has the user, and
         its address could not be read.
         """
-        link = self.namespace, self.uid, self.service
-        exclude = checked_exclude(exclude)
-        if self.pod in exclude:
-            if await is_elsewhere(self.router._inside.engine, link, self.link):
-                exclude, fresh = exclude - {self.pod}, True
-            else:
-                self.router.report_failure(self.namespace, self.service, self.pod)
-        return await _route(self.router, link, self._terms, exclude=exclude, fresh=fresh)
-
-
-async def _route(
-    router: AsyncRouter,
-    link: tuple[str, str, str],
-    terms: tuple[int | None, Policy | None],
-    *,
-    exclude: Collection[int] = (),
-    fresh: bool = False,
-) -> Routed:
-    namespace, uid, service = link
-    persist_seconds, policy = terms
-    found = await router.route(
-        namespace,
-        uid,
-        service,
-        persist_seconds=persist_seconds,
-        policy=policy,
-        exclude=exclude,
-        fresh=fresh,
-    )
-    return Routed(uid, found, router, namespace, service, terms)
+        excluded = checked_exclude(exclude)
+        link = await route_again(
+            self.router,
+            (self.namespace, self.uid, self.service),
+            self._terms,
+            self.link,
+            exclude=excluded,
+            fresh=fresh,
+            unless_elsewhere=self.pod in excluded,
+            report=True,
+        )
+        return Routed(self.uid, link, self.router, self.namespace, self.service, self._terms)
 
 
 class SfrouteMiddleware:
@@ -253,17 +235,24 @@ class SfrouteMiddleware:
         if self._router is None:
             self._router = self._make_router()
         router, link = self._router, (self._namespace, uid, self._service)
-        exclude: Collection[int] = ()
         try:
-            if after is not None:
-                found, why = after
+            if after is None:
+                persist_seconds, policy = self._terms
+                found = await router.route(*link, persist_seconds=persist_seconds, policy=policy)
+            else:
+                before, why = after
                 # A stopped pod may be thought to run for a moment still. Another life of it may run elsewhere.
-                if why == "full" or (
-                    why == "left" and not await is_elsewhere(router._inside.engine, link, found)
-                ):
-                    exclude = [found.pod]
-            scope[self._key] = await _route(
-                router, link, self._terms, exclude=exclude, fresh=after is not None
+                found = await route_again(
+                    router,
+                    link,
+                    self._terms,
+                    before,
+                    exclude=frozenset({before.pod} if why in ("full", "left") else ()),
+                    fresh=True,
+                    unless_elsewhere=why == "left",
+                )
+            scope[self._key] = Routed(
+                uid, found, router, self._namespace, self._service, self._terms
             )
         except (InvalidArgument, NoRoutablePod, StoreError, RouterClosed) as error:
             about = log_fields(self._namespace, self._service)

@@ -7,6 +7,7 @@ of the links are well.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -23,10 +24,11 @@ from sfroute import (
     Router,
     RouterConfig,
     RouterStats,
+    StoreError,
     StoreUnavailable,
 )
 from sfroute._contract.keys import link_key, state_key
-from sfroute.embedded import LocalCluster
+from sfroute.embedded import LocalCluster, Node
 
 FIRST, SECOND = "10.0.0.7:8080", "10.0.1.7:8080"
 LONG, SHORT = 60.0, 2.0
@@ -48,6 +50,7 @@ class World:
             for uid in (f"u{number}" for number in range(100))
             if cluster.primary_of(link_key(namespace, uid, "chat")) != self._states
         )
+        self._links = cluster.primary_of(link_key(namespace, self.uid, "chat"))
         self.stats: Callable[[], RouterStats]
 
     async def starts(self, pod: int, address: str) -> AsyncPodAgent:
@@ -79,8 +82,16 @@ class World:
         return again
 
     def pause(self) -> None:
-        self._cluster.pause(self._states)
-        self._exits.callback(self.resume)
+        """The primary that holds the states."""
+        self._pause(self._states)
+
+    def pause_links(self) -> None:
+        """The primary that holds the user's link."""
+        self._pause(self._links)
+
+    def _pause(self, node: Node) -> None:
+        self._cluster.pause(node)
+        self._exits.callback(self._cluster.resume, node)
 
     def resume(self) -> None:
         self._cluster.resume(self._states)
@@ -154,3 +165,21 @@ async def test_who_is_claimed_by_nobody_moves_when_the_pods_cannot_be_read_in_ti
     routed = await refused()
     assert (routed.pod in (1, 2), routed.link.source) == (True, "moved")
     assert world.stats().failures_reported == 1
+
+
+async def test_one_deadline_holds_though_neither_pods_nor_links_can_be_read(
+    world: World, front: str
+) -> None:
+    await world.starts(7, FIRST)
+    await world.links_to_7()
+    refused = await world.gateway(front, 2 * SHORT)
+    world.pause()
+    began = time.monotonic()
+    asking = asyncio.ensure_future(refused())
+    # By then it knows that nobody has claimed the user, and asks for the pods.
+    await asyncio.wait([asking], timeout=SHORT)
+    world.pause_links()
+    with pytest.raises(StoreError, match=f"^route.* {2 * SHORT:g} s"):
+        await asking
+    # Half of another deadline is for a busy machine.
+    assert time.monotonic() - began < 3 * SHORT

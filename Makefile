@@ -46,8 +46,9 @@ gateway-demo: venv ## a reverse proxy, pods that count, restarts and kills; then
 demo-polyglot: venv ## pods in Python, Node.js and Go behind Caddy, as far as these are here: restarts, a kill, no count is lost
 	@programs=$$(.ci/proxies) || programs=; PATH="$$programs:$$PATH" $(BIN)/python examples/polyglot/polyglot.py
 
-# How many test files run at a time. Tests mostly wait, so three fit on two cores. Use FILES=1 with a debugger.
-FILES ?= 3
+# How many test files run at a time. Tests mostly wait: of four seconds of theirs, one is a core's, so eight fit on two
+# cores. Use FILES=1 with a debugger.
+FILES ?= 8
 # The slow ones begin first (tests/conftest.py), so that none is left alone at the end.
 AT_ONCE = $(if $(filter-out 1,$(FILES)),-n $(FILES) --dist loadfile --no-loadscope-reorder)
 
@@ -114,9 +115,9 @@ OLD_BEHAVIOUR := $(BEHAVIOUR) tests/test_bad_input.py tests/test_scripts.py test
 .PHONY: test-servers
 test-servers: venv ## run the tests of behaviour on Valkey 8.1 and Redis 6.2, with TLS and ACLs, and on a single node
 	servers=$$(PYTHON=$(BIN)/python .ci/old-servers) && SFROUTE_TEST_SERVERS=$$servers \
-		$(BIN)/python -m pytest -m "not slow" $(OLD_BEHAVIOUR) --deselect tests/test_acl.py::test_every_right_is_needed $(ARGS)
+		$(BIN)/python -m pytest $(OLD_BEHAVIOUR) --deselect tests/test_acl.py::test_every_right_is_needed $(ARGS)
 	program=$$(.ci/redis-server) && PATH="$$program:$$PATH" SFROUTE_TEST_SERVERS=redis70+secure,valkey91+single \
-		$(BIN)/python -m pytest -m "not slow" $(BEHAVIOUR) $(ARGS)
+		$(BIN)/python -m pytest $(BEHAVIOUR) $(ARGS)
 
 .PHONY: native
 native: venv ## compile sfroute/_native again; a warning of the compiler is an error
@@ -224,7 +225,7 @@ wheel-test: venv ## install the built wheel into an empty environment and use it
 .PHONY: test-lowest
 test-lowest: ## run the tests with the lowest versions that pyproject.toml admits
 	@.ci/make-venv .cache/venv-lowest test constraints/lowest.txt constraints/dev.txt
-	.cache/venv-lowest/bin/python -m pytest -m "not packaging and not slow" $(ARGS)
+	.cache/venv-lowest/bin/python -m pytest -m "not packaging" $(ARGS)
 
 # What a version of Python could change: calls, threads, event loops, the end of the interpreter, spans.
 OTHER_PYTHON := tests/test_operations.py tests/test_targets.py tests/test_cli.py tests/test_documents.py tests/test_fronts.py \
@@ -236,7 +237,7 @@ OTHER_PYTHON := tests/test_operations.py tests/test_targets.py tests/test_cli.py
 test-python: ## run a broad part of the tests with another interpreter: PYTHON=python3.13
 	@version=$$($${PYTHON:-python3} -c 'import sys; print("%d.%d" % sys.version_info[:2])') && \
 		.ci/make-venv .cache/venv-$$version other-python constraints/dev.txt && \
-		.cache/venv-$$version/bin/python -m pytest -m "not packaging and not slow" $(AT_ONCE) $(OTHER_PYTHON) $(ARGS)
+		.cache/venv-$$version/bin/python -m pytest -m "not packaging" $(AT_ONCE) $(OTHER_PYTHON) $(ARGS)
 
 # The other clients in the benchmark have their own environment.
 BENCH_VENV ?= .cache/venv-bench

@@ -89,19 +89,21 @@ ONE_SERVER = pytest.mark.parametrize(
 
 
 def turn_of(nodeid: str) -> int:
-    """When a test runs: with all others of its server. One that needs none runs with those of the first."""
+    """When a test runs: with all others of its server. One that needs none runs with those of the first server."""
     parameters = nodeid.partition("[")[2].rstrip("]").split("-")
-    return next((turn for turn, name in enumerate(SERVERS) if name in parameters), 0)
+    first = len(SERVERS) - 1
+    return next((first - at for at, name in enumerate(SERVERS) if name in parameters), first)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where several files run at a time, one server follows the other, and of each the files with slow tests begin.
+    """Where several files run at a time, one server follows the other, and of each the slow files begin.
 
-    So a worker starts the cluster of a server once, and no slow file is left alone at the end.
+    So a worker starts the cluster of a server once, and no slow file is left alone at the end. The first server comes
+    last: it has most tests, which fill the time in which the slow ones of the other wait.
     """
     if hasattr(config, "workerinput"):
         slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-        items.sort(key=lambda item: (turn_of(item.nodeid), not slow[item.path]))
+        items.sort(key=lambda item: (turn_of(item.nodeid), -slow[item.path]))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -280,6 +280,7 @@ STILL_WORKS = {"+client|tracking", "+ping", "+info", "+cluster|nodes"}
 evacuation that looks once more. The server's log shows that it tried."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("user", "right", "rest", "concerned"),
     [pytest.param(*case, id=f"{case[0]}-{case[1]}") for case in without_one()],

@@ -133,6 +133,7 @@ def calls_of_scripts() -> Iterator[tuple[str, str, ast.Call]]:
                         yield place, ast.unparse(function), node
 
 
+@pytest.mark.slow
 def test_whatever_is_repeatable_keeps_a_record_or_changes_nothing() -> None:
     found = 0
     for place, function, call in calls_of_scripts():

@@ -194,6 +194,7 @@ def test_wrong_usage_exits_with_2_and_says_what_is_wrong(
     assert "Traceback" not in done.err
 
 
+@pytest.mark.slow
 def test_a_store_that_is_not_there_is_reported_without_the_url() -> None:
     url = "redis://:hunter2@127.0.0.1:1"
     done = sfroute("route", "--namespace", "n", "--service", "s", "ada", SFROUTE_URL=url)
@@ -227,6 +228,7 @@ def test_a_reader_that_goes_away_ends_route_quietly(target: Target) -> None:
 # --- cluster up
 
 
+@pytest.mark.slow
 def test_cluster_up_keeps_a_cluster_until_it_is_told_to_end() -> None:
     with Child(
         [*COMMAND, "cluster", "up", "--primaries", "1", "--replicas", "0"],

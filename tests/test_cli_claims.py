@@ -173,6 +173,7 @@ def test_what_is_no_pod_by_then_keeps_no_other_from_being_repaired(
     assert store.link("unclaimed") == "1"
 
 
+@pytest.mark.slow
 def test_nothing_is_repaired_without_a_question(operator: Operator, store: Store) -> None:
     plant(operator, store)
     done = operator("doctor", "--repair")

@@ -217,6 +217,7 @@ def test_a_full_disk_is_told(operator: Operator, words: list[str], unbuffered: b
     assert (done.code, done.err) == (1, FULL)
 
 
+@pytest.mark.slow
 @NEEDS_FULL
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_the_exit_of_the_interpreter_adds_nothing_to_it(

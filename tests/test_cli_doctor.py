@@ -372,6 +372,7 @@ def test_a_wrong_password_is_a_finding(operator: Operator, sfroute_cluster: Loca
     assert "hunter2" not in done.out + done.err
 
 
+@pytest.mark.slow
 def test_slots_that_nobody_serves_a_hanging_server_and_a_start_node_that_is_gone(
     sfroute_namespace: str,
 ) -> None:

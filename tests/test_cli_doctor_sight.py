@@ -39,6 +39,7 @@ def test_python_runs_the_package_as_the_command() -> None:
     assert done.stdout.startswith("sfroute ")
 
 
+@pytest.mark.slow
 def test_in_a_partial_outage_nothing_unseen_is_ok(sfroute_namespace: str) -> None:
     with LocalCluster(3, 0) as cluster, Router.from_url(cluster.url) as router:
         operator = Operator(router, cluster.url, sfroute_namespace)

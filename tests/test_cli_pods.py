@@ -497,6 +497,7 @@ def test_a_rate_that_is_none_is_refused(operator: Operator, rate: str) -> None:
     assert "--rate" in done.err
 
 
+@pytest.mark.slow
 def test_an_interrupted_evacuation_says_how_far_it_came_and_can_go_on(operator: Operator) -> None:
     operator.report(0)
     for number in range(300):
@@ -528,6 +529,7 @@ def test_an_interrupted_evacuation_says_how_far_it_came_and_can_go_on(operator: 
 # --- watch
 
 
+@pytest.mark.slow
 def test_watch_says_what_it_waits_for() -> None:
     with LocalCluster(1, 0) as own, Router.from_url(own.url) as router:
         there = Operator(router, own.url, "shop")
@@ -555,6 +557,7 @@ def test_watch_says_what_it_waits_for() -> None:
             assert running.wait() == 130
 
 
+@pytest.mark.slow
 def test_watch_writes_a_line_for_each_change(operator: Operator) -> None:
     operator.report(0)
     operator.report(2, "Draining")
@@ -635,6 +638,7 @@ def test_top_on_a_terminal_is_one_screen_that_changes(operator: Operator) -> Non
     os.close(inner)
 
 
+@pytest.mark.slow
 async def test_top_counts_the_links_soon_again_if_a_server_did_not_answer() -> None:
     with LocalCluster(1, 0) as own:
         (node,) = own.nodes

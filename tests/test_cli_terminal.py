@@ -36,6 +36,7 @@ def unprintable_in(text: str) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_every_unprintable_character_is_escaped_and_no_other() -> None:
     for start in range(0, len(EVERYTHING), 1000):
         # After a line's end, which is escaped, all others can be told apart.

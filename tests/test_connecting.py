@@ -98,6 +98,7 @@ class TestSeveralAddresses:
         assert await router.get_linked_pod(namespace, "ada", "chat") == 3
         await router.aclose()
 
+    @pytest.mark.slow
     async def test_a_start_node_of_a_cluster_too(
         self,
         make_router: Callable[..., Any],
@@ -342,6 +343,7 @@ class TestCredentialProviders:
         provider.release.set()
         await opening
 
+    @pytest.mark.slow
     async def test_one_that_is_slower_than_the_heartbeats_bound_still_connects(
         self, connect: Callable[..., Any], namespace: str
     ) -> None:
@@ -356,6 +358,7 @@ class TestCredentialProviders:
         assert await router.get_linked_pod(namespace, "ada", "chat") is None
         assert [lane.reconnects for lane in router.stats().lanes] == [0] * len(router.stats().lanes)
 
+    @pytest.mark.slow
     async def test_one_that_does_not_answer_is_named(self, connect: Callable[..., Any]) -> None:
         with pytest.raises(
             StoreUnavailable, match=r"credential provider Slow did not answer within 2\.8 s"

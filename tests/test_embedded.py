@@ -147,6 +147,7 @@ class TestCluster:
 class TestDisturbances:
     """One cluster each: what must follow from what is in one test."""
 
+    @pytest.mark.slow
     def test_a_killed_primary_is_replaced_and_comes_back_as_a_replica(
         self, own_cluster: LocalCluster
     ) -> None:
@@ -185,6 +186,7 @@ class TestDisturbances:
         own_cluster.wait_healthy()
         assert killed.role == "replica"
 
+    @pytest.mark.slow
     def test_slots_move_with_their_keys(self, own_cluster: LocalCluster) -> None:
         keys = [f"{{user}}{number}" for number in range(250)]
         slot = slot_of("user")
@@ -351,6 +353,7 @@ class TestWhatCannotStart:
             LocalCluster(1, 1, first_port=first_port)
         LocalCluster(1, 1, first_port=55534)
 
+    @pytest.mark.slow
     def test_the_ports_that_were_asked_for(self) -> None:
         first = consecutive_ports(3)
         with LocalCluster(1, 1, first_port=first) as cluster:
@@ -534,6 +537,7 @@ def owner(tmp_path: Path) -> Iterator[Callable[[str], Owner]]:
 
 
 class TestNothingIsLeft:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "program",
         [
@@ -584,6 +588,7 @@ class TestNothingIsLeft:
         process.signal(signal.SIGKILL)
         until(lambda: not process.folders())
 
+    @pytest.mark.slow
     def test_when_a_fork_of_the_killed_owner_lives_on(self, owner: Callable[[str], Owner]) -> None:
         process = owner(
             """

@@ -148,6 +148,7 @@ def test_a_text_without_a_code_is_an_err(message: str) -> None:
     assert read_failure(message) == Failure(Kind.FATAL, "ERR")
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_any_text_is_read(message: str) -> None:
     assert isinstance(read_failure(message).kind, Kind)

@@ -173,6 +173,7 @@ ON_EACH: Final = {
 }
 
 
+@pytest.mark.slow
 def test_every_operation_has_a_test_that_runs_on_both() -> None:
     used: set[str] = set()
     for path in Path(__file__).parent.rglob("test_*.py"):

@@ -263,6 +263,7 @@ SETTINGS = settings(
 )
 
 
+@pytest.mark.slow
 @given(sequence=sequences())
 @settings(SETTINGS, max_examples=50)
 def test_some_sequences(fronts: Fronts, sequence: list[Step]) -> None:
@@ -299,6 +300,7 @@ def by_one_router(sequence: list[Step], router: str) -> list[Step]:
     return steps
 
 
+@pytest.mark.slow
 @given(sequence=sequences(), router=st.sampled_from(ANY_ROUTER))
 @settings(SETTINGS, max_examples=100)
 def test_a_router_sees_its_own_writes_without_any_push(

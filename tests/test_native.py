@@ -330,6 +330,7 @@ surroundings = st.one_of(
 )
 
 
+@pytest.mark.slow
 def test_both_halves_do_the_same_whatever_arrives() -> None:
     taken = 0
 

@@ -57,6 +57,7 @@ def spread(policy: Policy, loads: list[float], uids: int) -> Counter[int]:
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
 class TestEveryPolicy:
+    @pytest.mark.slow
     @given(some_candidates, st.text())
     def test_it_proposes_each_candidate_once(
         self, policy: Policy, choice: list[Candidate], uid: str
@@ -147,6 +148,7 @@ class TestPowerOfTwoChoices:
 
         assert choices_of_a_worker() != choices_of_a_worker()
 
+    @pytest.mark.slow
     @given(some_candidates)
     def test_the_others_follow_by_load(self, choice: list[Candidate]) -> None:
         load = {one.id: one.load for one in choice}
@@ -159,6 +161,7 @@ class TestRendezvous:
         choice = [Candidate(number, 0.0) for number in range(10)]
         assert Rendezvous().rank("ada", choice) == Rendezvous().rank("ada", choice[::-1])
 
+    @pytest.mark.slow
     @given(some_candidates, st.data())
     def test_when_a_pod_leaves_only_its_own_uids_move(
         self, choice: list[Candidate], data: st.DataObject

@@ -195,6 +195,7 @@ class TestSoftAffinity:
         ]
         assert SoftAffinity().rank(uid, empty)[0] == favourite
 
+    @pytest.mark.slow
     @given(st.text(), some_candidates, st.floats(0.01, 1.0))
     def test_nobody_is_placed_above_the_share_while_another_is_below(
         self, uid: str, choice: list[Candidate], spill_at: float

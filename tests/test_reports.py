@@ -193,6 +193,7 @@ async def test_nodes_that_refer_to_each_other_are_not_asked_without_end() -> Non
         assert len(one.received("set")) + len(other.received("set")) < 200
 
 
+@pytest.mark.slow
 async def test_tracking_is_on_before_a_new_connection_is_asked_anything() -> None:
     """lettuce 3885, from its review: what is asked again at a reconnect ran before tracking was back."""
     async with Peer() as peer, AsyncRouter.from_url(peer.url) as router:

@@ -144,6 +144,7 @@ async def test_a_connection_that_ends_as_soon_as_it_is_there_is_made_more_and_mo
             assert await router.get_linked_pod(*LINK) is None
 
 
+@pytest.mark.slow
 async def test_lanes_to_whatever_a_node_points_at_do_not_pile_up() -> None:
     config = replace(CONFIG, retry=RetryConfig(deadline=0.2, connect_timeout=0.1))
     async with Peer() as peer, AsyncRouter.from_url(peer.url, config=config) as router:
@@ -163,6 +164,7 @@ async def test_lanes_to_whatever_a_node_points_at_do_not_pile_up() -> None:
         assert await router.get_linked_pod(*LINK) is None
 
 
+@pytest.mark.slow
 async def test_a_look_up_begun_again_has_no_more_time(stalls: Stalls) -> None:
     config = replace(CONFIG, retry=RetryConfig(deadline=4.0))
     async with ScriptedPeer() as peer, AsyncRouter.from_url(peer.url, config=config) as router:
@@ -214,6 +216,7 @@ async def test_many_start_nodes_that_say_nothing_take_no_longer_than_one(stalls:
         await router.aclose()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 4])
 async def test_where_the_nodes_lead_nowhere_the_start_nodes_are_asked_and_nothing_stays_open(
     times: int,
@@ -350,6 +353,7 @@ async def test_nodes_that_do_not_tell_their_host(server: str) -> None:
             assert router.stats().retries == {"NOSCRIPT": 3}  # of the script, once on each node
 
 
+@pytest.mark.slow
 async def test_ask_and_tryagain(own_cluster: LocalCluster) -> None:
     """Halfway to another node, lookups follow ASK; scripts, which name a key that is not there yet, wait."""
     async with AsyncRouter.from_url(own_cluster.url, config=CONFIG) as router:
@@ -508,6 +512,7 @@ async def test_a_refused_password_is_told_at_the_deadline_to_who_wants_no_old_an
         assert (await router.get_linked_pod(*LINK)) == 3
 
 
+@pytest.mark.slow
 async def test_a_write_happens_once_and_tells_the_truth(own_server: LocalServer) -> None:
     address = (own_server.node.host, own_server.node.port)
     async with Proxy(address) as proxy, AsyncRouter.from_url(proxy.url, config=CONFIG) as router:
@@ -682,6 +687,7 @@ async def test_whoever_joins_a_look_up_late_has_a_deadline_of_its_own(
 DURABLE = replace(CONFIG, min_replica_acks=1, ack_timeout=0.2)
 
 
+@pytest.mark.slow
 async def test_a_write_is_repeated_until_its_replica_is_there(own_cluster: LocalCluster) -> None:
     async with AsyncRouter.from_url(own_cluster.url, config=DURABLE) as router:
         assert await router.set_linked_pod(*LINK, 4) is None

@@ -81,6 +81,7 @@ def reply_of(ranges: int, serving: int) -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ranges", "serving"), [(1024, 3), (SLOTS, 3), (60, 64)])
 def test_a_large_map_is_read_in_turns(ranges: int, serving: int) -> None:
     """Counted: how many nodes are read in a turn, of which each takes about as long."""

@@ -94,6 +94,7 @@ def test_all_that_ask_the_store_once_have_it() -> None:
     }
 
 
+@pytest.mark.slow
 async def test_every_call_ends_in_its_own_time(
     patient: Any, server: LocalServer, namespace: str
 ) -> None:
@@ -114,6 +115,7 @@ async def test_every_call_ends_in_its_own_time(
         assert SHORT <= took < SOON, name
 
 
+@pytest.mark.slow
 async def test_opening_does_too(
     make_router: Callable[..., Any], server: LocalServer, namespace: str
 ) -> None:
@@ -222,6 +224,7 @@ async def test_a_placement_for_several_is_not_given_up_with_the_first(
     assert (await asyncio.wait_for(calls["long"], SOON)).pod == 3
 
 
+@pytest.mark.slow
 async def test_a_call_may_have_more_time_than_the_configuration_gives(
     make_router: Callable[..., Any], server: LocalServer, namespace: str
 ) -> None:
@@ -253,6 +256,7 @@ async def test_a_call_may_have_more_time_than_the_configuration_gives(
         await router.aclose()
 
 
+@pytest.mark.slow
 async def test_an_old_answer_is_better_than_none(
     make_router: Callable[..., Any], server: LocalServer, namespace: str
 ) -> None:

@@ -24,6 +24,7 @@ def memory() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_entries", [1, 63, 10_000])
 def test_a_million_uids_leave_max_entries(max_entries: int) -> None:
     uids = 1_000_000 if max_entries == 10_000 else 20_000
@@ -97,6 +98,7 @@ class TestClock:
                 if "time_ns()" in line:
                     assert "started" in line or "_unreported_since" in line, (name, line)
 
+    @pytest.mark.slow
     def test_a_jump_of_the_wall_clock_changes_nothing(self, some_server: LocalServer) -> None:
         """In a process whose wall clock leaps by a day at each reading, to and fro."""
         program = textwrap.dedent(

@@ -105,6 +105,7 @@ class TestGivingUp:
 
 
 class TestThreads:
+    @pytest.mark.slow
     def test_sixteen_threads_see_their_own_uids_and_one_anothers(
         self, cluster: LocalCluster, namespace: str
     ) -> None:

@@ -34,6 +34,7 @@ class TestLinks:
             assert await router.get_linked_pod_if_persist(*uid) == 0
             assert await router.get_link_service(*uid[:2]) == {"chat": 0}
 
+    @pytest.mark.slow
     async def test_expire_by_someone_else_ends_the_link_in_the_cache_too(
         self, single: LocalServer, other: Raw, namespace: str
     ) -> None:
@@ -54,6 +55,7 @@ class TestLinks:
             await asyncio.sleep(over - time.monotonic() + 0.001)
             assert await router.get_linked_pod(*uid) is None
 
+    @pytest.mark.slow
     async def test_persist_by_someone_else_is_seen(
         self, single: LocalServer, other: Raw, namespace: str
     ) -> None:

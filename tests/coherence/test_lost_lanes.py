@@ -135,6 +135,7 @@ async def test_what_follows_the_end_in_the_same_segment_is_ignored(
         assert await looking == 2
 
 
+@pytest.mark.slow
 def test_threads_see_what_changed_while_their_lane_was_dead(
     single: LocalServer, namespace: str
 ) -> None:

@@ -35,6 +35,7 @@ def tracking(server: str) -> None:
         pytest.skip("there is no tracking before Redis 7.0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("front", ["async", "sync"])
 def test_after_its_own_pause_a_gateway_never_tells_what_was_before(
     single: LocalServer, namespace: str, front: str, tracking: None
@@ -71,6 +72,7 @@ def test_after_its_own_pause_a_gateway_never_tells_what_was_before(
     assert result["stale"] == 0
 
 
+@pytest.mark.slow
 async def test_so_it_is_if_only_the_loop_was_held_up(
     single: LocalServer, namespace: str, tracking: None
 ) -> None:
@@ -92,6 +94,7 @@ async def test_so_it_is_if_only_the_loop_was_held_up(
         assert lane.reconnects == 0
 
 
+@pytest.mark.slow
 async def test_a_server_that_was_stopped_too_is_found_out_all_the_same(
     own_server: LocalServer, namespace: str, stalls: Stalls
 ) -> None:

@@ -94,6 +94,7 @@ async def write(
             return number, True
 
 
+@pytest.mark.slow
 async def test_threads_read_their_writes_a_thousand_times(
     single: LocalServer, namespace: str
 ) -> None:

@@ -156,6 +156,7 @@ async def test_nor_while_the_pods_of_the_service_cannot_be_read_either(
     assert max(stalls.took(stopped, answer.answered) for answer in unmarked) <= BOUND
 
 
+@pytest.mark.slow
 async def test_a_stopped_primary_that_is_replaced_never_outlives_the_bound(namespace: str) -> None:
     """Its replica is promoted and written to while it is stopped; then it wakes up, and everything is true at once."""
     uids = [f"u{number}" for number in range(60)]

@@ -73,6 +73,7 @@ class TestCrowds:
             assert batches == [{7: ["ada"]}] * 100
             assert commands(cluster) - before == {"get": 1, "pttl": 1, "hgetall": 1}
 
+    @pytest.mark.slow
     async def test_ten_thousand_uids_use_one_lane_for_each_primary(
         self, cluster: LocalCluster, namespace: str
     ) -> None:

@@ -68,6 +68,7 @@ def kill_all(cluster: LocalCluster) -> None:
         cluster.kill(node)
 
 
+@pytest.mark.slow
 async def test_known_links_are_served_marked_stale_for_stale_if_error(
     alive: LocalCluster, namespace: str, stalls: Stalls
 ) -> None:
@@ -115,6 +116,7 @@ async def test_known_links_are_served_marked_stale_for_stale_if_error(
             assert await cached(router, uid) == 10
 
 
+@pytest.mark.slow
 async def test_links_say_so_themselves(alive: LocalCluster, namespace: str, stalls: Stalls) -> None:
     uid = (namespace, "ada", "chat")
     async with AsyncRouter.from_url(alive.url, config=CONFIG) as router:
@@ -137,6 +139,7 @@ async def test_links_say_so_themselves(alive: LocalCluster, namespace: str, stal
         assert unavailable.value.__cause__ is not None
 
 
+@pytest.mark.slow
 async def test_what_is_not_known_is_unavailable_at_the_deadline(
     alive: LocalCluster, namespace: str, stalls: Stalls
 ) -> None:
@@ -155,6 +158,7 @@ async def test_what_is_not_known_is_unavailable_at_the_deadline(
             assert stalls.took(began) < DEADLINE + STALL
 
 
+@pytest.mark.slow
 async def test_a_temporary_link_is_not_served_past_its_own_end(
     mortal_server: LocalServer, namespace: str, stalls: Stalls
 ) -> None:
@@ -207,6 +211,7 @@ async def test_stale_if_error_of_zero_turns_it_off(
         assert router.stats().cache.stale == 0
 
 
+@pytest.mark.slow
 async def test_whoever_refuses_an_old_answer_gets_none(
     mortal_server: LocalServer, namespace: str, make_router: Callable[..., Any], stalls: Stalls
 ) -> None:
@@ -244,6 +249,7 @@ async def test_whoever_refuses_an_old_answer_gets_none(
     await router.aclose()
 
 
+@pytest.mark.slow
 async def test_whoever_refuses_an_old_answer_waits_for_a_true_one(
     mortal_server: LocalServer, namespace: str
 ) -> None:
@@ -270,6 +276,7 @@ async def test_whoever_refuses_an_old_answer_waits_for_a_true_one(
         assert router.stats().cache.stale == stale
 
 
+@pytest.mark.slow
 def test_threads_are_served_the_same(
     mortal_server: LocalServer, namespace: str, stalls: Stalls
 ) -> None:

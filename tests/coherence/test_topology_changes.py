@@ -205,6 +205,7 @@ async def test_slots_that_move_to_and_fro_all_the_time(
         assert watch.outdated <= MAX_AGE
 
 
+@pytest.mark.slow
 async def test_a_claim_whose_slot_moves_is_watched_again(
     moving: LocalCluster, namespace: str
 ) -> None:
@@ -282,6 +283,7 @@ async def test_an_absent_link_on_its_way_while_its_slot_moves(
         await asyncio.to_thread(moving.move_slot, slot, source)
 
 
+@pytest.mark.slow
 async def test_all_addresses_change(namespace: str) -> None:
     """Every node comes back elsewhere, empty; one name, as of a headless service, still leads to one of them."""
     uids = [(namespace, f"u{number}", "chat") for number in range(30)]

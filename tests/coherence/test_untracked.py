@@ -69,6 +69,7 @@ async def lives_for_its_time_only(
         assert (lane.connected, lane.healthy, lane.tracked) == (True, True, False)
 
 
+@pytest.mark.slow
 async def test_tracking_refused_by_the_acl(
     forbidden: str, own_server: LocalServer, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -110,6 +111,7 @@ async def test_redis_62_own_writes_and_expiries_are_true_all_the_same(
         assert await router.get_linked_pod(*uid) is None
 
 
+@pytest.mark.slow
 async def test_switched_off_is_no_warning(
     single: LocalServer, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:

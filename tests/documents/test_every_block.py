@@ -77,6 +77,7 @@ def name(found: Block) -> tuple[str, str, int]:
     return found.page, found.language, of_its_kind.index(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("found", OTHERS, ids=str)
 def test_somebody_looks_at_it(found: Block) -> None:
     assert found.language, f"{found}: say what it is; `text` if it is nothing that runs"

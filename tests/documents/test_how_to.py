@@ -113,6 +113,7 @@ def connections_of(cluster: LocalCluster, name: str) -> int:
 # --- choose TTLs and timeouts
 
 
+@pytest.mark.slow
 async def test_a_user_connects_and_disconnects(production: str) -> None:
     async with (
         AsyncRouter.from_url(production) as router,

@@ -69,6 +69,7 @@ def test_every_class_of_error_has_a_section(name: str) -> None:
     assert f"`{name}`" in SECTIONS
 
 
+@pytest.mark.slow
 def test_the_texts_of_the_page_are_those_of_the_code() -> None:
     words = [
         text

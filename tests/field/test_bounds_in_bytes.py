@@ -42,6 +42,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 def test_links_of_50_mb_take_no_memory(own_server: LocalServer) -> None:
     for number in range(12):
         key = link_key("ns", f"u{number}", "chat")
@@ -93,6 +94,7 @@ def write_states(server: LocalServer, pods: int, size: int) -> None:
         server.execute("EVAL", script, 1, state_key("ns", "chat"), first, first + 1000, size)
 
 
+@pytest.mark.slow
 def test_placement_goes_on_with_nine_thousand_states_of_7_kb(own_server: LocalServer) -> None:
     write_states(own_server, 9000, 7000)
     done = subprocess.run(
@@ -105,6 +107,7 @@ def test_placement_goes_on_with_nine_thousand_states_of_7_kb(own_server: LocalSe
     assert int(done.stdout) < 60
 
 
+@pytest.mark.slow
 async def test_states_of_more_than_64_mb_are_refused_by_name_and_not_asked_for_all_the_time(
     own_server: LocalServer,
 ) -> None:

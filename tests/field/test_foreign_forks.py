@@ -38,6 +38,7 @@ def test_workers_forked_without_hooks_have_routers_of_their_own(
     )
 
 
+@pytest.mark.slow
 def test_nobody_waits_without_end_for_a_thread_that_is_held_up(
     single: LocalServer, namespace: str
 ) -> None:

@@ -48,6 +48,7 @@ def busy(server: LocalServer) -> Iterator[None]:
         killer.close()
 
 
+@pytest.mark.slow
 async def test_known_links_do_not_wait_for_a_busy_server(own_server: LocalServer) -> None:
     names = [f"u{number}" for number in range(20)]
     async with AsyncRouter.from_url(own_server.url, config=OLD) as router:
@@ -83,6 +84,7 @@ async def test_known_links_do_not_wait_for_a_busy_server(own_server: LocalServer
                 await asyncio.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", ["LOADING Valkey is loading the dataset in memory", "BUSY Valkey"])
 async def test_one_question_tells_for_everybody_when_it_is_over(code: str) -> None:
     error = f"-{code}\r\n".encode()
@@ -136,6 +138,7 @@ async def test_tracking_that_was_refused_for_a_moment_is_asked_for_again(
         assert await router.get_linked_pod(*LINK) == 2
 
 
+@pytest.mark.slow
 async def test_a_server_that_never_tracks_is_asked_ever_more_rarely() -> None:
     async with Peer() as peer:
         peer.answer("client", *[b"-BUSY Valkey is busy running a script.\r\n"] * 100)

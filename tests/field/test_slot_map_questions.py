@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
 from support.peer import Peer, bulk, slots
 
 from sfroute import AsyncRouter, CacheConfig, RetryConfig, RouterConfig
@@ -25,6 +26,7 @@ def two_halves(*owners: Peer) -> bytes:
     return b"*2\r\n" + b"".join(parts)
 
 
+@pytest.mark.slow
 async def test_a_silent_primary_costs_the_others_one_question_a_second() -> None:
     async with Peer() as alive, Peer() as silent:
         for peer in (alive, silent):

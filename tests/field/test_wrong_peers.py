@@ -113,6 +113,7 @@ async def test_a_server_that_is_a_replica_for_good_is_not_stormed() -> None:
         await asyncio.wait(writing)
 
 
+@pytest.mark.slow
 async def test_a_cluster_that_is_down_but_lets_read_fails_no_write(server: str) -> None:
     """``cluster-allow-reads-when-down yes``: then a script begins, and its first write is refused."""
     config = {"cluster-allow-reads-when-down": "yes"}

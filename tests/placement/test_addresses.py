@@ -46,6 +46,7 @@ class TestAnAgent:
             assert await speaker.pod_address(namespace, "chat", 3) == ADDRESS
             assert await speaker.pod_address(namespace, "chat", 4) is None
 
+    @pytest.mark.slow
     async def test_every_answer_of_route_has_the_address(
         self, speaker: Any, states: StateProgram, namespace: str
     ) -> None:
@@ -62,6 +63,7 @@ class TestAnAgent:
             ("cache", ADDRESS),
         ]
 
+    @pytest.mark.slow
     async def test_a_restart_under_another_address_is_told_at_once(
         self, speaker: Any, namespace: str
     ) -> None:

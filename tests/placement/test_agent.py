@@ -119,6 +119,7 @@ async def until_linked(router: AsyncRouter, namespace: str, uid: str, pod: int) 
 
 
 class TestHeartbeats:
+    @pytest.mark.slow
     async def test_the_first_is_stored_before_the_block_and_the_last_when_it_ends(
         self, speaker: Any, states: StateProgram, namespace: str
     ) -> None:
@@ -270,6 +271,7 @@ class TestHeartbeats:
 
 
 class TestUids:
+    @pytest.mark.slow
     @pytest.mark.parametrize("seconds", [-1, 60])
     async def test_accepting_makes_the_link_persistent(
         self, speaker: Any, raw: Raw, namespace: str, seconds: int
@@ -354,6 +356,7 @@ class TestUids:
 
 
 class TestDraining:
+    @pytest.mark.slow
     async def test_it_keeps_its_uids_and_gets_no_new_ones(
         self, speaker: Any, states: StateProgram, namespace: str
     ) -> None:
@@ -415,6 +418,7 @@ class TestDraining:
             assert (ada.pod(), agent.owns("ada")) == (None, False)
             assert await agent.drain(5.0) == 0
 
+    @pytest.mark.slow
     async def test_without_accepted_uids_it_looks_through_the_store(
         self, speaker: Any, namespace: str
     ) -> None:

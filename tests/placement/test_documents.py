@@ -102,6 +102,7 @@ async def test_rooms_stay_together(some_cluster: LocalCluster) -> None:
             assert len(pods) == 1
 
 
+@pytest.mark.slow
 async def test_a_full_pod_is_passed_over(some_cluster: LocalCluster) -> None:
     async with AsyncRouter.from_url(some_cluster.url) as router:
         with (
@@ -121,6 +122,7 @@ async def test_a_full_pod_is_passed_over(some_cluster: LocalCluster) -> None:
                 assert (await gateways["place"](router, "page-bob")).pod in range(4)
 
 
+@pytest.mark.slow
 def test_what_the_page_says_of_rolling_updates_is_what_the_program_says() -> None:
     program = DOCS.parent / "benchmarks" / "rolling_update.py"
     done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True)

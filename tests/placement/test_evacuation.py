@@ -107,6 +107,7 @@ UIDS = [f"u{number}" for number in range(300)]
 
 @pytest.mark.usefixtures("pods")
 class TestWhatItMoves:
+    @pytest.mark.slow
     async def test_every_link_of_the_pod_and_no_other(
         self, router: Any, raw: Raw, namespace: str
     ) -> None:
@@ -504,6 +505,7 @@ class TestIdleLinks:
             assert client.object("IDLETIME", key) >= 3600
             client.close()
 
+    @pytest.mark.slow
     async def test_who_comes_back_before_their_removal_is_moved(
         self, router: Any, raw: Raw, namespace: str
     ) -> None:

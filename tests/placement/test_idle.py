@@ -107,6 +107,7 @@ class TestALostReply:
     def stop_writes(cluster: LocalCluster, node: Node) -> None:
         cluster.execute(node, "CLIENT", "PAUSE", "600000", "WRITE")
 
+    @pytest.mark.slow
     async def test_prune_goes_on(
         self, cluster: LocalCluster, raw: Raw, namespace: str, mute: Node, service: str
     ) -> None:
@@ -121,6 +122,7 @@ class TestALostReply:
             last = (await every(router.prune(namespace, service, idle=1800.0)))[-1]
         assert (last.removed, last.failed) == (40 - unanswered, unanswered)
 
+    @pytest.mark.slow
     async def test_rebalance_goes_on_and_raises_at_the_end(
         self, cluster: LocalCluster, raw: Raw, namespace: str, mute: Node, service: str
     ) -> None:

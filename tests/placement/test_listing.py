@@ -44,6 +44,7 @@ async def every(steps: Any, found: list[Any] | None = None) -> list[Any]:
 
 
 class TestLinks:
+    @pytest.mark.slow
     async def test_each_link_of_the_service_and_no_other(
         self, router: Any, raw: Raw, namespace: str
     ) -> None:

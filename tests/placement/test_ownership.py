@@ -502,6 +502,7 @@ class TestLease:
                 single.resume()
             await router.aclose()
 
+    @pytest.mark.slow
     async def test_users_whose_primary_is_silent_are_not_owned_beyond_a_lease(
         self, make_router: Callable[..., Any], server: str, namespace: str
     ) -> None:

@@ -324,6 +324,7 @@ class TestAGateway:
         assert {(await router.route(namespace, f"v{n}", "chat")).pod for n in range(4)} == {2}
         await router.aclose()
 
+    @pytest.mark.slow
     async def test_it_learns_how_long_users_take_to_their_pods(
         self, cluster: LocalCluster, namespace: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -121,6 +121,7 @@ class TestWhichLinksStay:
         pods.report(1)
         assert (await router.route(namespace, *ADA)).source == "moved"
 
+    @pytest.mark.slow
     async def test_a_cached_link_moves_as_soon_as_its_pods_time_is_up(
         self,
         make_router: Callable[..., Any],
@@ -361,6 +362,7 @@ class TestPoliciesOfTheApplication:
 
 
 class TestTemporaryLinks:
+    @pytest.mark.slow
     async def test_they_are_extended_only_when_half_of_their_time_is_gone(
         self, router: Any, cluster: LocalCluster, ada: LinkProgram, pods: Pods, namespace: str
     ) -> None:
@@ -445,6 +447,7 @@ class TestOldViews:
         link = await late.route(namespace, *ADA, policy=Meanwhile(lambda: ada.set_link(pod)))
         assert (link.pod, link.source, ada.pod()) == (1, "moved", "1")
 
+    @pytest.mark.slow
     async def test_while_the_pods_cannot_be_read_a_link_at_an_unknown_pod_stays(
         self, some_cluster: LocalCluster, make_router: Callable[..., Any], namespace: str
     ) -> None:
@@ -510,6 +513,7 @@ class TestCost:
                 await asyncio.sleep(0.005)
             assert 2 <= (commands(cluster) - before)["hgetall"] <= 6
 
+    @pytest.mark.slow
     @ONE_SERVER
     async def test_more_services_than_are_remembered_are_asked_for_at_once(
         self, server_binary: str | None, namespace: str
@@ -615,6 +619,7 @@ class TestMoveLinkedPod:
 class TestWithoutTheStatesPrimary:
     """The primary that holds the states hangs; those of the links are well."""
 
+    @pytest.mark.slow
     async def test_routes_go_on_and_nobody_is_moved_afterwards(
         self, some_cluster: LocalCluster, make_router: Callable[..., Any], namespace: str
     ) -> None:
@@ -674,6 +679,7 @@ class Slow:
         return [candidate.id for candidate in candidates]
 
 
+@pytest.mark.slow
 async def test_pods_are_asked_for_again_when_their_view_grew_old_while_a_caller_waited(
     namespace: str,
 ) -> None:

@@ -102,6 +102,7 @@ LONG = RouterConfig(
 class TestAfterAnOutage:
     """Nobody is moved because the store was away, nor for another server's clock."""
 
+    @pytest.mark.slow
     async def test_gateways_that_were_idle_and_new_ones_move_nobody(
         self, make_router: Callable[..., Any], single: LocalServer, namespace: str
     ) -> None:
@@ -125,6 +126,7 @@ class TestAfterAnOutage:
                 assert await where(router, namespace) == before
                 await router.aclose()
 
+    @pytest.mark.slow
     async def test_states_lost_in_one_move_nobody_however_long_it_was(
         self, make_router: Callable[..., Any], cluster: LocalCluster, raw: Raw, namespace: str
     ) -> None:
@@ -208,6 +210,7 @@ class TestWhenAllAreSilent:
         silent.set(0, '{"status":"Running"}', 1)
         assert (await asking).pod == 0
 
+    @pytest.mark.slow
     async def test_or_is_refused(self, router: Any, silent: StateProgram, namespace: str) -> None:
         began = time.monotonic()
         with pytest.raises(NoRoutablePod):
@@ -263,6 +266,7 @@ class TestWithoutTheStatesPrimary:
         yield lambda: some_cluster.pause(node)
         some_cluster.resume(node)
 
+    @pytest.mark.slow
     async def test_a_new_user_is_placed_by_the_last_view_however_old(
         self,
         some_cluster: LocalCluster,
@@ -327,6 +331,7 @@ class TestWithoutTheStatesPrimary:
             assert took < SOON
         await new.aclose()
 
+    @pytest.mark.slow
     async def test_nobody_is_moved_off_a_pod_that_has_started_again(
         self,
         some_cluster: LocalCluster,
@@ -381,6 +386,7 @@ class TestWithoutTheStatesPrimary:
         assert (link.pod in range(3), link.source) == (True, "moved")
         await router.aclose()
 
+    @pytest.mark.slow
     async def test_all_stages_together_keep_to_the_deadline(
         self,
         some_cluster: LocalCluster,
@@ -400,6 +406,7 @@ class TestWithoutTheStatesPrimary:
         assert 2.9 < time.monotonic() - began < 5.5
         await router.aclose()
 
+    @pytest.mark.slow
     async def test_so_does_a_write_that_comes_late(
         self,
         some_cluster: LocalCluster,
@@ -606,6 +613,7 @@ class TestWhenTheStoreForgets:
         lost = [record for record in caplog.records if "has lost its data" in record.message]
         assert len(lost) == 1
 
+    @pytest.mark.slow
     async def test_one_whom_nobody_claims_is_placed_when_the_grace_is_over(
         self, make_router: Callable[..., Any], single: LocalServer, fleet: Fleet, namespace: str
     ) -> None:
@@ -655,6 +663,7 @@ class TestWhenTheStoreForgets:
             assert stalls.took(began) < 0.4
         await router.aclose()
 
+    @pytest.mark.slow
     async def test_the_grace_begins_when_the_store_answers_again(
         self, server: str, namespace: str
     ) -> None:

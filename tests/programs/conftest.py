@@ -8,10 +8,6 @@ from conftest import ONE_SERVER
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run on one server: these tests start processes, and what those call is tested on every server without them.
-
-    They are slow together, if not each.
-    """
+    """Run on one server: these tests start processes, and what those call is tested on every server without them."""
     if "server" in metafunc.fixturenames:
         metafunc.definition.add_marker(ONE_SERVER)
-        metafunc.definition.add_marker(pytest.mark.slow)

@@ -28,6 +28,9 @@ from sfroute import Router
 from sfroute._programs.openapi import agent_document
 from sfroute.embedded import LocalCluster
 
+# They start processes.
+pytestmark = pytest.mark.slow
+
 PLAIN_POD = Path(__file__).parent / "plain_pod.py"
 QUICK = ("--heartbeat", "0.2", "--lease", "3", "--drain", "0.5")
 

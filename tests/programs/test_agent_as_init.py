@@ -20,6 +20,7 @@ from sfroute import Router
 from sfroute.embedded import LocalCluster
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="only Linux has containers"),
     pytest.mark.timeout(240),
 ]

@@ -14,6 +14,9 @@ import pytest
 from support.pods import ROOT, build_go, find_node
 from support.processes import Child
 
+# They start processes.
+pytestmark = pytest.mark.slow
+
 RACING = ROOT / "tests" / "support" / "racing"
 TURNS = 1500
 

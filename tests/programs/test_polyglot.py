@@ -21,6 +21,9 @@ from support.programs import Program, free_port, running, until
 from sfroute import NoRoutablePod, Router
 from sfroute.embedded import LocalCluster
 
+# They start processes.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=["node", "go"])
 def pod_command(

@@ -29,6 +29,9 @@ from sfroute import Router
 from sfroute._programs.openapi import DECIDE_REASONS, decide_document
 from sfroute.embedded import LocalCluster
 
+# They start processes.
+pytestmark = pytest.mark.slow
+
 ADA = {"X-User-Id": "ada"}
 
 

@@ -143,6 +143,7 @@ async def test_what_no_call_does_is_in_no_request(
             assert ids_of(record) == (0, 0), record.body
 
 
+@pytest.mark.slow
 async def test_heartbeats_are_in_no_request_whoever_started_the_agent(
     tap: Tap, namespace: str
 ) -> None:
@@ -166,6 +167,7 @@ async def test_heartbeats_are_in_no_request_whoever_started_the_agent(
     assert failed.attributes["error.type"] in {"StoreUnavailable", "OutcomeUnknown"}
 
 
+@pytest.mark.slow
 async def test_a_failed_call_has_its_request_and_its_reason(
     make_router: Callable[..., Any], tap: Tap
 ) -> None:
@@ -190,6 +192,7 @@ async def test_a_failed_call_has_its_request_and_its_reason(
     assert "curie" not in exported.text()
 
 
+@pytest.mark.slow
 def test_every_warning_and_error_says_in_fields_what_it_is_about() -> None:
     """So that a search for a pod or a node finds it, whatever its text says."""
     package = Path(sfroute.__file__).parent

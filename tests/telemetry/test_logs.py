@@ -196,6 +196,7 @@ def test_a_logger_must_be_one() -> None:
         RouterConfig(logger="gateway")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 async def test_the_store_going_and_coming_back_is_one_warning_each(
     make_router: Callable[..., Any],
 ) -> None:
@@ -232,6 +233,7 @@ async def test_the_store_going_and_coming_back_is_one_warning_each(
     assert 1 <= vars(back)["sfroute.count"] <= stale
 
 
+@pytest.mark.slow
 def test_a_failover_is_one_warning_each() -> None:
     """The node that is gone does not come back: its slots do."""
     config = RouterConfig(cache=CacheConfig(max_age=0.05))

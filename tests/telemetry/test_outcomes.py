@@ -76,6 +76,7 @@ async def test_links_of_a_batch_are_bounded(node: LocalCluster, tap: Tap, namesp
     assert len(batch.links) == 128
 
 
+@pytest.mark.slow
 async def test_a_stale_answer_says_so(make_router: Callable[..., Any], tap: Tap) -> None:
     config = RouterConfig(
         cache=CacheConfig(max_age=0.05), retry=RetryConfig(deadline=1.0, connect_timeout=0.5)

@@ -57,6 +57,7 @@ async def test_pods_by_status_and_those_that_may_take_users(
     assert "sfroute.pods" not in tap.metrics()
 
 
+@pytest.mark.slow
 async def test_a_view_that_nobody_renews_says_nothing_of_now(
     node: LocalCluster, tap: Tap, namespace: str
 ) -> None:
@@ -73,6 +74,7 @@ async def test_a_view_that_nobody_renews_says_nothing_of_now(
         assert before["sfroute.pods.routable"] == {(LABEL,): 1}
 
 
+@pytest.mark.slow
 async def test_a_lack_of_pods_is_seen_before_a_user_meets_it(
     node: LocalCluster, tap: Tap, namespace: str
 ) -> None:

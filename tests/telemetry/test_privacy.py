@@ -134,6 +134,7 @@ async def test_no_uid_leaves_the_process_of_its_pod(
     no_secret("logs", logged)
 
 
+@pytest.mark.slow
 async def test_no_uid_leaves_the_process_when_the_store_is_gone(
     make_router: Callable[..., Any], tap: Tap, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -29,6 +29,7 @@ def retries(span: ReadableSpan) -> list[Event]:
     return events
 
 
+@pytest.mark.slow
 async def test_the_time_a_write_has_waited_for_a_lost_primary_is_divided_by_its_retries(
     make_router: Callable[..., Any], tap: Tap
 ) -> None:

@@ -332,6 +332,7 @@ def shortest(call: Callable[[], object]) -> int:
     return min(steps(call) for _ in range(20))
 
 
+@pytest.mark.slow
 def test_no_back_end_changes_what_a_call_costs_its_caller(
     node: LocalCluster, namespace: str
 ) -> None:

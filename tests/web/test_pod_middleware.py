@@ -281,6 +281,7 @@ async def test_an_error_of_the_application_on_an_event_is_logged_and_names_nobod
     assert "lovelace" not in caplog.text
 
 
+@pytest.mark.slow
 async def test_an_isolated_pod_acts_on_no_message_and_claims_nobody(
     sfroute_namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -266,6 +266,7 @@ async def test_a_pod_that_refuses_loses_the_user(fleet: Fleet, exits: AsyncExitS
     assert await fleet.pod_of("ada") == alive
 
 
+@pytest.mark.slow
 async def test_new_users_avoid_a_pod_that_does_not_take_connections(
     fleet: Fleet, exits: AsyncExitStack
 ) -> None:

@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 STAMP := $(VENV)/.installed
 # What the native part is compiled from.
-NATIVE := sfroute/_native/heart.h $(addprefix sfroute/_native/,heart.c waiting.c misses.c calls.c)
+NATIVE := sfroute/_native/heart.h $(addprefix sfroute/_native/,heart.c waiting.c misses.c leaving.c calls.c)
 # Arguments for pytest, as in: make test ARGS="-k remove -x"
 ARGS ?=
 

@@ -717,3 +717,35 @@ def test_what_wakes_is_made_for_a_loop() -> None:
         heart.Wakes()  # type: ignore[call-arg]
     wakes: Any = heart.Wakes(None)
     assert wakes.run() is None
+
+
+class TestABatch:
+    async def test_it_is_one_of_lookups_like_any_other(
+        self, online: AsyncRouter, namespace: str
+    ) -> None:
+        uids = [f"uid{n}" for n in range(700)] + ["gr\u00e4ce", "uid3"]
+        for uid in uids[:50]:
+            await online.set_linked_pod(namespace, uid, "chat", 5)
+        before = online.stats().cache.misses
+        flight = asyncio.create_task(online.get_linked_pod(namespace, "uid9", "chat"))
+        await asyncio.sleep(0)
+        found = await online.batch_get_linked_pod(namespace, uids, "chat")
+        assert found == {5: [*uids[:50], "uid3"]}
+        assert await flight == 5
+        # Of the three that were asked for twice one was under way, and two are one.
+        assert online.stats().cache.misses - before == 701
+        assert online.stats().cache.joined >= 1
+        again = await online.batch_get_linked_pod(namespace, uids, "chat")
+        assert again == found
+        assert online.stats().cache.misses - before == 701
+
+    async def test_a_batch_that_is_cancelled_leaves_nothing_behind(
+        self, online: AsyncRouter, namespace: str
+    ) -> None:
+        uids = [f"uid{n}" for n in range(700)]
+        task = asyncio.create_task(online.batch_get_linked_pod(namespace, uids, "chat"))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await online.batch_get_linked_pod(namespace, uids, "chat") == {}

@@ -32,9 +32,10 @@ from sfroute import AsyncRouter, CacheConfig, RouterConfig
 from sfroute._contract.keys import link_tag
 from sfroute._lookups.answers import entry_of
 from sfroute._lookups.cache import CacheCounts, Entry, Epoch, Flight, LookupCache, Waiter
-from sfroute._lookups.lane import Lane, Read
+from sfroute._lookups.lane import Lane, Read, sketch_of_read
 from sfroute._lookups.packing import value_and_ttl_in_python
 from sfroute._native import HALF, SOURCES, STALE, WHY_PURE
+from sfroute._net.channel import take_batch_in_python
 from sfroute._net.connection import Address, Connection, Token, WireSettings
 from sfroute.telemetry import Telemetry
 
@@ -713,3 +714,93 @@ def test_a_name_that_runs_code_when_hashed_takes_nothing_away_from_under_it() ->
     program = HASHED.format(tests=str(Path(__file__).parent))
     # Freed memory is overwritten at once.
     assert python(program, PYTHONMALLOC="debug") == "True True 3"
+
+
+# --- what leaves together
+
+
+class Other:
+    """A request that is no lookup, of so many commands."""
+
+    def __init__(self, payload: bytes, commands: int, given_up: bool) -> None:
+        self.payload = payload
+        self.commands = commands
+        self.sent_at = -1.0
+        self._given_up = given_up
+
+    def abandoned(self, now: float) -> bool:
+        return self._given_up
+
+
+@dataclass(frozen=True)
+class Queued:
+    """One request of a queue."""
+
+    of_a_link: bool
+    commands: int
+    given_up: bool
+    size: int
+
+    def made(self) -> Any:
+        if not self.of_a_link:
+            return Other(b"x" * self.size, self.commands, self.given_up)
+        read = sketch_of_read()
+        read.payload = b"y" * self.size
+        read.commands = self.commands
+        read.done = self.given_up
+        return read
+
+
+queued = st.builds(
+    Queued,
+    st.booleans(),
+    st.integers(1, 5),
+    st.sampled_from([False, False, True]),
+    st.integers(0, 9),
+)
+
+
+@given(st.lists(queued, max_size=20), st.integers(-1, 30), st.integers(0, 12), st.integers(0, 40))
+def test_both_halves_take_the_same_batch(
+    requests: list[Queued], room: int, max_commands: int, max_bytes: int
+) -> None:
+    made = [request.made() for request in requests]
+    results = []
+    for take in (take_batch_in_python, heart.take_batch):
+        queue: deque[Any] = deque(made)
+        for request in made:
+            request.sent_at = -1.0
+        data, tokens, taken = take(queue, 5.0, room, max_commands, max_bytes)
+        order = [made.index(each) for each in taken]
+        sent = [request.sent_at for request in made]
+        results.append((data, [made.index(token) for token in tokens], order, list(queue), sent))
+    assert results[0] == results[1]
+
+
+def test_what_leaves_is_marked() -> None:
+    reads = [sketch_of_read() for _ in range(3)]
+    epoch = Epoch(1.0, 2.0)
+    assert heart.mark_sent([reads[0], Other(b"", 1, False), reads[1]], epoch) == 2
+    assert [(read.sent, read.epoch) for read in reads] == [
+        *((True, epoch), (True, epoch), (False, None))
+    ]
+
+
+def test_what_cannot_leave_is_told() -> None:
+    take: Any = heart.take_batch
+    wrong: list[tuple[Any, ...]] = [(), (deque(), 1.0, 2, 3), (deque(), 1.0, "2", 3, 4)]
+    for arguments in (*wrong, (None, 1.0, 2, 3, 4)):
+        with pytest.raises(TypeError):
+            take(*arguments)
+    text = Other(b"", 1, False)
+    text.payload = "text"  # type: ignore[assignment]
+    with pytest.raises(TypeError, match="bytes"):
+        take(deque([text]), 1.0, 2, 3, 4)
+    with pytest.raises(AttributeError):
+        take(deque([object()]), 1.0, 2, 3, 4)
+    with pytest.raises(TypeError):
+        cast("Any", heart.mark_sent)((), None)
+    begin: Any = heart.begin
+    for refused in ((), (None, ("ns", "ada", "chat"), None, 1.0)):
+        with pytest.raises(TypeError):
+            begin(*refused)

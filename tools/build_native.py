@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 FOLDER: Final = Path(__file__).parent.parent / "sfroute" / "_native"
-SOURCES: Final = ("heart.h", "heart.c", "waiting.c", "misses.c", "calls.c")
+SOURCES: Final = ("heart.h", "heart.c", "waiting.c", "misses.c", "leaving.c", "calls.c")
 """As ``sfroute._native`` has them, which compares them with what a part was compiled from."""
 STRICT: Final = ("-Wall", "-Wextra", "-Wconversion", "-Werror")
 SANITIZE: Final = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")

@@ -27,6 +27,7 @@ from .._lookups.lane import Lane, Read
 from .._lookups.lookups import Lookups
 from .._native import heart, hot
 from .._net.channel import Channel
+from .._net.deadlines import Deadlines
 from .._net.targets import AnyClient, StoreTarget, target_of_client, target_of_url
 from .._operations.engine import Engine, Parts, checked_config
 from .._operations.evacuation import Evacuation, check_idle, check_rate
@@ -755,6 +756,7 @@ if heart is not None:
         parts=Parts,
         lookups=Lookups,
         dispatch=Dispatch,
+        deadlines=Deadlines,
         cache=LookupCache,
         counts=CacheCounts,
         lane=Lane,

@@ -57,7 +57,7 @@ class Dispatch:
     """
 
     # What the native part reads, where it finds it.
-    __slots__ = ("__dict__", "__weakref__", "_lane_of_slot", "closed")
+    __slots__ = ("__dict__", "__weakref__", "_lane_of_slot", "closed", "deadlines")
 
     def __init__(
         self,

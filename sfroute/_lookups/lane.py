@@ -297,6 +297,9 @@ class Lane:
 
     def on_sent(self, requests: list[Request], connection: Connection) -> None:
         """A batch of lookups has left: one span tells of it when the last of them is answered."""
+        if heart is not None and not self._telemetry.tracing:
+            heart.mark_sent(requests, self.epoch)
+            return
         # Claims are confirmed here too, and see to themselves.
         reads = [request for request in requests if type(request) is Read]
         if not reads:

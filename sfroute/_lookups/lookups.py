@@ -40,7 +40,7 @@ class Lookups:
     # What the native part reads, where it finds it.
     __slots__ = (
         *("__dict__", "__weakref__"),
-        *("_cache", "_deadline", "_dispatch", "_sketch", "_wakes", "_watch"),
+        *("_cache", "_deadline", "_dispatch", "_sketch", "_wakes"),
     )
 
     def __init__(
@@ -193,8 +193,11 @@ class Lookups:
         all_done: asyncio.Future[None] = self._loop.create_future()
         gathering = Gathering(len(keys), all_done, flights)
         record = CURRENT.get()
+        plain = heart.begin if heart is not None and record is None and not bypass else None
         for number, key in enumerate(keys, 1):
-            if bypass or self._cache.join(key) is None:
+            if plain is not None and plain(self, key, gathering, give_up):
+                pass
+            elif bypass or self._cache.join(key) is None:
                 self._begin(key, gathering, bypass, record, give_up)
             else:
                 self.request(key, gathering, bypass, record, give_up)

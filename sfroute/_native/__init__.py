@@ -27,7 +27,7 @@ SWITCH: Final = "SFROUTE_PURE"
 STALE: Final = "the native part was compiled from other sources"
 """Why the pure code runs where the part is not of its source."""
 
-SOURCES: Final = ("heart.h", "heart.c", "waiting.c", "misses.c", "calls.c")
+SOURCES: Final = ("heart.h", "heart.c", "waiting.c", "misses.c", "leaving.c", "calls.c")
 """What it is compiled from, in this folder."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -67,6 +67,22 @@ class Heart(Protocol):
         """Hand over the plain answers at the front of what a lane was sent, as its connection would, and store them.
         Returns how many bytes they took.
         """
+        ...
+
+    def begin(self, lookups: object, key: object, waiter: object, give_up: float, /) -> bool:
+        """As ``Lookups._begin`` for a plain lookup of a key that was checked, which may serve an old answer and which
+        telemetry need not know. False if it is not plain; then nothing has happened.
+        """
+        ...
+
+    def take_batch(
+        self, queue: object, now: float, room: int, max_commands: int, max_bytes: int, /
+    ) -> tuple[bytes, list[Any], list[Any]]:
+        """As ``channel.take_batch_in_python``."""
+        ...
+
+    def mark_sent(self, requests: list[Any], epoch: object, /) -> int:
+        """The lookups among these are on their way in this epoch. Returns how many there are."""
         ...
 
     def pack(self, tag: bytes, service: str, /) -> bytes:

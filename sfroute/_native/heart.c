@@ -675,7 +675,7 @@ learn(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
         {entry, "value", &in_entry.value},
         {epoch, "max_age", &in_epoch.max_age},
     };
-    if (find_slots(wanted, sizeof wanted / sizeof wanted[0]) < 0) {
+    if (find_slots(wanted, sizeof wanted / sizeof wanted[0]) < 0 || learn_leaving(read) < 0) {
         return NULL;
     }
     Py_XSETREF(read_type, (PyTypeObject *)Py_NewRef((PyObject *)read));
@@ -685,10 +685,13 @@ learn(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 }
 
 static PyMethodDef methods[] = {
+    {"begin", (PyCFunction)(void (*)(void))begin_for, METH_FASTCALL, begin_doc},
     {"land", (PyCFunction)(void (*)(void))land, METH_FASTCALL, land_doc},
     {"learn", (PyCFunction)(void (*)(void))learn, METH_FASTCALL, learn_doc},
     {"learn_hits", (PyCFunction)(void (*)(void))learn_hits, METH_FASTCALL, learn_hits_doc},
     {"learn_misses", (PyCFunction)(void (*)(void))learn_misses, METH_VARARGS | METH_KEYWORDS, learn_misses_doc},
+    {"mark_sent", (PyCFunction)(void (*)(void))mark_sent, METH_FASTCALL, mark_sent_doc},
+    {"take_batch", (PyCFunction)(void (*)(void))take_batch, METH_FASTCALL, take_batch_doc},
     {"pack", (PyCFunction)(void (*)(void))pack, METH_FASTCALL, pack_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -735,7 +738,7 @@ set_up(PyObject *module)
     if (infinity == NULL) {
         infinity = PyFloat_FromDouble(INFINITY);
     }
-    if (infinity == NULL || set_up_waiting(module) < 0 || set_up_misses(module) < 0
+    if (infinity == NULL || set_up_waiting(module) < 0 || set_up_misses(module) < 0 || set_up_leaving() < 0
         || set_up_calls(module) < 0) {
         return -1;
     }

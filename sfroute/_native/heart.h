@@ -52,10 +52,18 @@ int answer_wait(PyObject *wait, PyObject *flight);    /* set_result; -1 with an 
 PyObject *result_of_wait(PyObject *wait);             /* the flight; NULL with an exception */
 void leave_wait(PyObject *wait);                      /* nobody is to be woken any more */
 
+/* leaving.c: what leaves together. */
+int set_up_leaving(void);
+int learn_leaving(PyTypeObject *read);
+PyObject *take_batch(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *mark_sent(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+extern const char take_batch_doc[], mark_sent_doc[];
+
 /* misses.c: the begin of a lookup. */
 int set_up_misses(PyObject *module);
 PyObject *learn_misses(PyObject *module, PyObject *arguments, PyObject *named);
-extern const char learn_misses_doc[];
+PyObject *begin_for(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+extern const char learn_misses_doc[], begin_doc[];
 /* 1: it has begun, and `wait` is what to wait for, a new reference; 0: it is not plain; -1 with an exception. */
 int begin_lookup(PyObject *router, PyObject *key, double now, PyObject **wait);
 

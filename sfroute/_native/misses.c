@@ -8,10 +8,12 @@
        are_plain        sfroute/_contract/keys.py       check_link_names
        tag, slot_of     sfroute/_contract/keys.py       tag_and_slot
        lane_for         sfroute/_lookups/dispatch.py    Dispatch.send
-       begin_lookup     sfroute/_operations/links.py    LinkReader.past_cache
-                        sfroute/_lookups/lookups.py     Lookups.open, Lookups._begin
+       watch            sfroute/_net/deadlines.py       Deadlines.watch
+       submit           sfroute/_net/channel.py         Channel.submit
+       begin            sfroute/_lookups/lookups.py     Lookups._begin
                         sfroute/_lookups/lane.py        Read.set_out
-                        sfroute/_net/channel.py         Channel.submit
+       begin_lookup     sfroute/_operations/links.py    LinkReader.past_cache
+                        sfroute/_lookups/lookups.py     Lookups.open
 
    A new Read is a copy of one that the pure code has made (`Lookups._sketch`), but for what is its own. So the pure classes
    alone say what a lookup begins with. */
@@ -22,21 +24,22 @@
 
 /* --- What it knows of the pure classes: set once by `learn_misses` --- */
 
-static PyTypeObject *router_type, *telemetry_type, *engine_type, *parts_type, *lookups_type, *dispatch_type, *cache_type,
-    *counts_type, *lane_type, *channel_type, *read_type;
+static PyTypeObject *router_type, *telemetry_type, *engine_type, *parts_type, *lookups_type, *dispatch_type, *deadlines_type,
+    *cache_type, *counts_type, *lane_type, *channel_type, *read_type;
 
 static struct {
     Py_ssize_t router_engine, router_telemetry;
     Py_ssize_t asleep_until;                                               /* Telemetry */
     Py_ssize_t parts;                                                      /* Engine */
     Py_ssize_t thread, loop, lookups;                                      /* Parts */
-    Py_ssize_t cache, dispatch, deadline, watch, sketch, wakes;            /* Lookups */
-    Py_ssize_t closed, lane_of_slot;                                       /* Dispatch */
+    Py_ssize_t cache, dispatch, deadline, sketch, wakes;                   /* Lookups */
+    Py_ssize_t closed, deadlines, lane_of_slot;                            /* Dispatch */
+    Py_ssize_t armed_for, watched, sweep_at;                               /* Deadlines */
     Py_ssize_t flights, counts;                                            /* LookupCache */
     Py_ssize_t misses;                                                     /* CacheCounts */
     Py_ssize_t not_now, lane_epoch, channel;                               /* Lane */
     Py_ssize_t reachable, channel_closed, flush_scheduled, queue;          /* Channel */
-    Py_ssize_t key, read_deadline, waiters, payload, lane, epoch;          /* Read */
+    Py_ssize_t key, read_deadline, done, waiters, payload, lane, epoch;    /* Read */
 } at;
 
 /* Every slot of a Read. */
@@ -47,7 +50,7 @@ static size_t read_slot_count;
 /* The names that were found good: sets of keys.py. */
 static PyObject *good_namespaces, *good_services;
 
-static PyObject *one, *name_append, *name_is_running, *name_submit;
+static PyObject *one, *name_append, *name_is_running, *name_popleft, *name_submit, *name_watch;
 
 /* --- Names, tags and slots --- */
 
@@ -191,29 +194,71 @@ new_read(PyObject *sketch, PyObject *key, PyObject *lane, PyObject *payload, dou
     return read;
 }
 
+/* True if the read at this place of the queue is over; false if it is not, or if there is no saying. */
+static bool
+is_over(PyObject *queue, Py_ssize_t place)
+{
+    PyObject *read = PySequence_GetItem(queue, place);
+    bool over = read != NULL && Py_IS_TYPE(read, read_type) && get_slot(read, at.done) == Py_True;
+    Py_XDECREF(read);
+    return over;
+}
+
+/* True if the queue is in order with this deadline at its end. */
+static bool
+is_last(PyObject *queue, Py_ssize_t size, double deadline)
+{
+    PyObject *read = PySequence_GetItem(queue, size - 1);
+    PyObject *before = read != NULL && Py_IS_TYPE(read, read_type) ? slot_of_type(read, at.read_deadline, &PyFloat_Type) : NULL;
+    bool last = before != NULL && PyFloat_AS_DOUBLE(before) <= deadline;
+    Py_XDECREF(read);
+    return last;
+}
+
+/* Deadlines.watch. -1 with an exception. */
+static int
+watch(PyObject *deadlines, PyObject *read, double deadline)
+{
+    PyObject *queue = Py_XNewRef(get_slot(deadlines, at.watched));
+    PyObject *armed_for = slot_of_type(deadlines, at.armed_for, &PyFloat_Type);
+    PyObject *sweep_at = slot_of_type(deadlines, at.sweep_at, &PyLong_Type);
+    PyObject *done = NULL;
+    Py_ssize_t size = queue == NULL || armed_for == NULL || sweep_at == NULL ? -1 : PyObject_Size(queue);
+    while (size > 0 && is_over(queue, 0)) {
+        PyObject *over = PyObject_CallMethodNoArgs(queue, name_popleft);
+        size = over == NULL ? -1 : size - 1;
+        Py_XDECREF(over);
+    }
+    if (size > 0 && size < PyLong_AsSsize_t(sweep_at) && PyFloat_AS_DOUBLE(armed_for) <= deadline
+        && is_last(queue, size, deadline))
+    {
+        done = PyObject_CallMethodOneArg(queue, name_append, read);
+    }
+    else if (!PyErr_Occurred()) {
+        done = PyObject_CallMethodOneArg(deadlines, name_watch, read);
+    }
+    Py_XDECREF(done);
+    Py_XDECREF(queue);
+    return done == NULL ? -1 : 0;
+}
+
 /* Lookups._begin: enter it, watch its deadline. -1 with an exception; then it is not entered. */
 static int
-enter(PyObject *lookups, PyObject *cache, PyObject *key, PyObject *read)
+enter(PyObject *deadlines, PyObject *flights, PyObject *key, PyObject *read, double deadline)
 {
-    PyObject *flights = Py_NewRef(get_slot(cache, at.flights));
-    int status = PyDict_SetItem(flights, key, read);
-    if (status == 0) {
-        PyObject *watch = Py_NewRef(get_slot(lookups, at.watch));
-        PyObject *done = PyObject_CallOneArg(watch, read);
-        Py_DECREF(watch);
-        if (done == NULL) {
-            PyObject *kind, *error, *trace;
-            PyErr_Fetch(&kind, &error, &trace);
-            if (PyDict_DelItem(flights, key) < 0) {
-                PyErr_Clear();
-            }
-            PyErr_Restore(kind, error, trace);
-            status = -1;
-        }
-        Py_XDECREF(done);
+    if (PyDict_SetItem(flights, key, read) < 0) {
+        return -1;
     }
-    Py_DECREF(flights);
-    return status;
+    if (watch(deadlines, read, deadline) < 0) {
+        PyObject *kind, *error, *trace;
+        PyErr_Fetch(&kind, &error, &trace);
+        if (PyDict_DelItem(flights, key) < 0) {
+            PyErr_Clear();
+        }
+        PyErr_Restore(kind, error, trace);
+        return -1;
+    }
+    return 0;
 }
 
 /* Channel.submit: it leaves with whatever else comes up in this turn of the loop. -1 with an exception. */
@@ -250,64 +295,62 @@ count_miss(PyObject *counts)
     return 0;
 }
 
-int
-begin_lookup(PyObject *router, PyObject *key, double now, PyObject **wait)
+/* Begin a lookup of the key, whose names are plain. `waiter` gets its flight; NULL: a new wait does, which `*wait` becomes.
+   1: it has begun; 0: it is not plain; -1: an exception. */
+static int
+begin(PyObject *lookups, PyObject *key, double deadline, PyObject *waiter, PyObject **wait)
 {
-    PyObject *namespace = PyTuple_GET_ITEM(key, 0), *uid = PyTuple_GET_ITEM(key, 1), *service = PyTuple_GET_ITEM(key, 2);
-    int plain = read_type == NULL ? 0 : are_plain(namespace, uid, service);
-    PyObject *parts = plain == 1 ? open_parts(router, now) : NULL;
-    PyObject *lookups = parts == NULL ? NULL : slot_of_type(parts, at.lookups, lookups_type);
-    if (lookups == NULL) {
-        return plain < 0 || PyErr_Occurred() ? -1 : 0;
-    }
-    /* From here on nobody else's code runs until the lookup is made, so what is borrowed stays. */
+    /* Nobody else's code runs until the lookup is made, so what is borrowed stays. */
     PyObject *cache = slot_of_type(lookups, at.cache, cache_type);
     PyObject *dispatch = slot_of_type(lookups, at.dispatch, dispatch_type);
-    PyObject *seconds = slot_of_type(lookups, at.deadline, &PyFloat_Type);
+    PyObject *deadlines = dispatch == NULL ? NULL : slot_of_type(dispatch, at.deadlines, deadlines_type);
     PyObject *sketch = slot_of_type(lookups, at.sketch, read_type);
     PyObject *wakes = get_slot(lookups, at.wakes);
     PyObject *flights = cache == NULL ? NULL : slot_of_type(cache, at.flights, &PyDict_Type);
     PyObject *counts = cache == NULL ? NULL : slot_of_type(cache, at.counts, counts_type);
-    if (dispatch == NULL || seconds == NULL || sketch == NULL || wakes == NULL || flights == NULL || counts == NULL
-        || get_slot(lookups, at.watch) == NULL)
-    {
+    if (deadlines == NULL || sketch == NULL || wakes == NULL || flights == NULL || counts == NULL) {
         return 0;
     }
     int under_way = PyDict_Contains(flights, key);
     if (under_way != 0) {
         return under_way < 0 ? -1 : 0;
     }
-    Py_ssize_t sizes[] = {PyUnicode_GET_LENGTH(namespace), PyUnicode_GET_LENGTH(uid)};
+    PyObject *namespace = PyTuple_GET_ITEM(key, 0), *uid = PyTuple_GET_ITEM(key, 1), *service = PyTuple_GET_ITEM(key, 2);
+    Py_ssize_t namespace_size = PyUnicode_GET_LENGTH(namespace), uid_size = PyUnicode_GET_LENGTH(uid);
     char tag[2 * MAX_NAME_BYTES + 4];
-    if (sizes[0] > MAX_NAME_BYTES) {
+    if (namespace_size > MAX_NAME_BYTES) {
         return 0;
     }
-    memcpy(tag, PyUnicode_1BYTE_DATA(namespace), (size_t)sizes[0]);
-    memcpy(tag + sizes[0], ":lk:", 4);
-    memcpy(tag + sizes[0] + 4, PyUnicode_1BYTE_DATA(uid), (size_t)sizes[1]);
-    Py_ssize_t tag_size = sizes[0] + 4 + sizes[1];
+    memcpy(tag, PyUnicode_1BYTE_DATA(namespace), (size_t)namespace_size);
+    memcpy(tag + namespace_size, ":lk:", 4);
+    memcpy(tag + namespace_size + 4, PyUnicode_1BYTE_DATA(uid), (size_t)uid_size);
+    Py_ssize_t tag_size = namespace_size + 4 + uid_size;
     PyObject *lane = lane_for(dispatch, slot_of(tag, tag_size));
     if (lane == NULL) {
         return 0;
     }
-    int status = -1;
-    PyObject *read = NULL;
     /* Held: the garbage collector runs others' code, and so does what follows. */
-    Py_INCREF(lookups);
-    Py_INCREF(cache);
+    Py_INCREF(deadlines);
+    Py_INCREF(flights);
     Py_INCREF(counts);
     Py_INCREF(sketch);
     Py_INCREF(lane);
     PyObject *channel = Py_NewRef(get_slot(lane, at.channel));
-    double deadline = now + PyFloat_AS_DOUBLE(seconds);
-    PyObject *payload = pack_lookup(tag, tag_size, (const char *)PyUnicode_1BYTE_DATA(service), PyUnicode_GET_LENGTH(service));
-    PyObject *waiting = payload == NULL ? NULL : new_wait(wakes);
+    PyObject *read = NULL;
+    int status = -1;
+    PyObject *payload =
+        pack_lookup(tag, tag_size, (const char *)PyUnicode_1BYTE_DATA(service), PyUnicode_GET_LENGTH(service));
+    PyObject *waiting = payload == NULL ? NULL : waiter != NULL ? Py_NewRef(waiter) : new_wait(wakes);
     if (waiting != NULL) {
         read = new_read(sketch, key, lane, payload, deadline, waiting);
     }
-    if (read != NULL && count_miss(counts) == 0 && enter(lookups, cache, key, read) == 0 && submit(channel, read) == 0) {
-        *wait = Py_NewRef(waiting);
+    if (read != NULL && count_miss(counts) == 0 && enter(deadlines, flights, key, read, deadline) == 0
+        && submit(channel, read) == 0)
+    {
         status = 1;
+        if (waiter == NULL) {
+            *wait = Py_NewRef(waiting);
+        }
     }
     Py_XDECREF(read);
     Py_XDECREF(waiting);
@@ -316,29 +359,77 @@ begin_lookup(PyObject *router, PyObject *key, double now, PyObject **wait)
     Py_DECREF(lane);
     Py_DECREF(sketch);
     Py_DECREF(counts);
-    Py_DECREF(cache);
+    Py_DECREF(flights);
+    Py_DECREF(deadlines);
+    return status;
+}
+
+int
+begin_lookup(PyObject *router, PyObject *key, double now, PyObject **wait)
+{
+    int plain = read_type == NULL
+        ? 0
+        : are_plain(PyTuple_GET_ITEM(key, 0), PyTuple_GET_ITEM(key, 1), PyTuple_GET_ITEM(key, 2));
+    PyObject *parts = plain == 1 ? open_parts(router, now) : NULL;
+    PyObject *lookups = parts == NULL ? NULL : slot_of_type(parts, at.lookups, lookups_type);
+    PyObject *seconds = lookups == NULL ? NULL : slot_of_type(lookups, at.deadline, &PyFloat_Type);
+    if (seconds == NULL) {
+        return plain < 0 || PyErr_Occurred() ? -1 : 0;
+    }
+    double deadline = now + PyFloat_AS_DOUBLE(seconds);
+    Py_INCREF(lookups);
+    int status = begin(lookups, key, deadline, NULL, wait);
     Py_DECREF(lookups);
     return status;
+}
+
+const char begin_doc[] =
+    "begin(lookups, key, waiter, give_up)\n--\n\n"
+    "As Lookups._begin for a lookup that may serve an old answer and that telemetry need not know, of a key that was\n"
+    "checked. False if it is not plain; then nothing has happened.";
+
+PyObject *
+begin_for(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+{
+    if (count != 4 || !Py_IS_TYPE(arguments[0], lookups_type) || !PyTuple_CheckExact(arguments[1])
+        || PyTuple_GET_SIZE(arguments[1]) < 1)
+    {
+        PyErr_SetString(PyExc_TypeError, "begin takes Lookups, a key, a waiter and an instant");
+        return NULL;
+    }
+    PyObject *key = arguments[1];
+    double deadline = PyFloat_AsDouble(arguments[3]);
+    if (deadline == -1.0 && PyErr_Occurred()) {
+        return NULL;
+    }
+    int status = 0;
+    if (PyTuple_GET_SIZE(key) == 3) {
+        status = are_plain(PyTuple_GET_ITEM(key, 0), PyTuple_GET_ITEM(key, 1), PyTuple_GET_ITEM(key, 2));
+    }
+    if (status == 1) {
+        status = begin(arguments[0], key, deadline, arguments[2], NULL);
+    }
+    return status < 0 ? NULL : PyBool_FromLong(status);
 }
 
 /* --- The module's part --- */
 
 const char learn_misses_doc[] =
-    "learn_misses(*, router, telemetry, engine, parts, lookups, dispatch, cache, counts, lane, channel, read, slots,\n"
-    "             namespaces, services)\n--\n\n"
+    "learn_misses(*, router, telemetry, engine, parts, lookups, dispatch, deadlines, cache, counts, lane, channel,\n"
+    "             read, slots, namespaces, services)\n--\n\n"
     "Say which the pure classes are, all slots of a read, and which names are known. Raises if a class lacks a slot.";
 
 PyObject *
 learn_misses(PyObject *Py_UNUSED(module), PyObject *arguments, PyObject *named)
 {
-    static char *names[] = {"router", "telemetry", "engine", "parts", "lookups", "dispatch", "cache", "counts", "lane",
-        "channel", "read", "slots", "namespaces", "services", NULL};
-    PyTypeObject *router, *telemetry, *engine, *parts, *lookups, *dispatch, *cache, *counts, *lane, *channel, *read;
+    static char *names[] = {"router", "telemetry", "engine", "parts", "lookups", "dispatch", "deadlines", "cache", "counts",
+        "lane", "channel", "read", "slots", "namespaces", "services", NULL};
+    PyTypeObject *router, *telemetry, *engine, *parts, *lookups, *dispatch, *deadlines, *cache, *counts, *lane, *channel, *read;
     PyObject *slots, *namespaces, *services;
     PyTypeObject *class = &PyType_Type;
-    if (!PyArg_ParseTupleAndKeywords(arguments, named, "$O!O!O!O!O!O!O!O!O!O!O!O!O!O!:learn_misses", names, class, &router,
-            class, &telemetry, class, &engine, class, &parts, class, &lookups, class, &dispatch, class, &cache, class,
-            &counts, class, &lane, class, &channel, class, &read, &PyTuple_Type, &slots, &PySet_Type, &namespaces,
+    if (!PyArg_ParseTupleAndKeywords(arguments, named, "$O!O!O!O!O!O!O!O!O!O!O!O!O!O!O!:learn_misses", names, class, &router,
+            class, &telemetry, class, &engine, class, &parts, class, &lookups, class, &dispatch, class, &deadlines,
+            class, &cache, class, &counts, class, &lane, class, &channel, class, &read, &PyTuple_Type, &slots, &PySet_Type, &namespaces,
             &PySet_Type, &services))
     {
         return NULL;
@@ -366,11 +457,14 @@ learn_misses(PyObject *Py_UNUSED(module), PyObject *arguments, PyObject *named)
         {lookups, "_cache", &at.cache},
         {lookups, "_dispatch", &at.dispatch},
         {lookups, "_deadline", &at.deadline},
-        {lookups, "_watch", &at.watch},
         {lookups, "_sketch", &at.sketch},
         {lookups, "_wakes", &at.wakes},
         {dispatch, "closed", &at.closed},
+        {dispatch, "deadlines", &at.deadlines},
         {dispatch, "_lane_of_slot", &at.lane_of_slot},
+        {deadlines, "_armed_for", &at.armed_for},
+        {deadlines, "_queue", &at.watched},
+        {deadlines, "_sweep_at", &at.sweep_at},
         {cache, "_flights", &at.flights},
         {cache, "counts", &at.counts},
         {counts, "misses", &at.misses},
@@ -383,6 +477,7 @@ learn_misses(PyObject *Py_UNUSED(module), PyObject *arguments, PyObject *named)
         {channel, "_queue", &at.queue},
         {read, "key", &at.key},
         {read, "deadline", &at.read_deadline},
+        {read, "done", &at.done},
         {read, "waiters", &at.waiters},
         {read, "payload", &at.payload},
         {read, "lane", &at.lane},
@@ -393,9 +488,10 @@ learn_misses(PyObject *Py_UNUSED(module), PyObject *arguments, PyObject *named)
     }
     read_slot_count = (size_t)PyTuple_GET_SIZE(slots);
     memcpy(read_slots, found, read_slot_count * sizeof found[0]);
-    PyTypeObject *classes[] = {router, telemetry, engine, parts, lookups, dispatch, cache, counts, lane, channel, read};
+    PyTypeObject *classes[] = {router, telemetry, engine, parts, lookups, dispatch, deadlines, cache, counts, lane,
+        channel, read};
     PyTypeObject **places[] = {&router_type, &telemetry_type, &engine_type, &parts_type, &lookups_type, &dispatch_type,
-        &cache_type, &counts_type, &lane_type, &channel_type, &read_type};
+        &deadlines_type, &cache_type, &counts_type, &lane_type, &channel_type, &read_type};
     for (size_t place = 0; place < sizeof classes / sizeof classes[0]; place++) {
         Py_XSETREF(*places[place], (PyTypeObject *)Py_NewRef((PyObject *)classes[place]));
     }
@@ -412,7 +508,9 @@ set_up_misses(PyObject *Py_UNUSED(module))
         one = PyLong_FromLong(1);
         name_append = PyUnicode_InternFromString("append");
         name_is_running = PyUnicode_InternFromString("is_running");
+        name_popleft = PyUnicode_InternFromString("popleft");
         name_submit = PyUnicode_InternFromString("submit");
+        name_watch = PyUnicode_InternFromString("watch");
     }
-    return one == NULL || name_append == NULL || name_is_running == NULL || name_submit == NULL ? -1 : 0;
+    return PyErr_Occurred() ? -1 : 0;
 }

@@ -57,6 +57,9 @@ class Deadlines(Generic[_T]):
         expire: called with what is not done at its deadline, once.
     """
 
+    # What the native part reads, where it finds it.
+    __slots__ = ("__dict__", "__weakref__", "_armed_for", "_queue", "_sweep_at")
+
     def __init__(self, clock: Callable[[], float], expire: Callable[[_T], None]) -> None:
         self._clock = clock
         self._expire = expire

@@ -488,7 +488,8 @@ class AsyncRouter:
     ) -> Coroutine[Any, Any, Link]:
         """Route past the cache, until an instant. None: ``RetryConfig.deadline`` from now."""
         routed = self._routes.past_cache(link, terms, give_up)
-        record = self._telemetry.begin("route", *link)
+        namespace, uid, service = link
+        record = self._telemetry.begin("route", namespace, service, uid)
         return routed if record is None else self._telemetry.follow(record, routed)
 
     @traced

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Self
 
+from denials import Denials
 from http_proxy import HttpProxy
 from spans import RequestSpan
 from starlette.applications import Starlette
@@ -91,6 +92,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
     return Starlette(
         routes=[Route("/healthz", healthy), Mount("/", forward)],
         middleware=[
+            Middleware(Denials),
             Middleware(RequestSpan),
             Middleware(
                 SfrouteMiddleware,

@@ -23,6 +23,7 @@ from typing import Literal
 
 import uvicorn
 from counters import Counters, Fenced
+from denials import Denials
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -127,13 +128,14 @@ class Pod:
                 Route("/healthz", self.serve_health),
             ],
             middleware=[
+                Middleware(Denials),
                 Middleware(
                     PodMiddleware,
                     agent=self.agent,
                     grace=GRACE_SECONDS,
                     exempt=["/drain", "/healthz"],
                     on_event=self.heed,
-                )
+                ),
             ],
         )
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+from typing import Any
 
+import httpx
 from forwarding import (
     TIMEOUT,
     NoAddress,
@@ -27,8 +30,14 @@ from sfroute import SfrouteError
 
 __all__ = ["WebSocketProxy"]
 
+HANDSHAKE_SECONDS = 10.0
+"""For the pod's answer to a handshake. It claims the user first, which may take its own deadline for the store."""
 ENDS = (ConnectionClosed, WebSocketDisconnect)
 """How a side that has gone is noticed."""
+
+
+class Unreached(OSError):
+    """No connection to the pod was made, so it has not seen the handshake."""
 
 
 class WebSocketProxy:
@@ -41,7 +50,9 @@ class WebSocketProxy:
             await deny(client, unavailable())
         except InvalidStatus as refusal:
             await deny(client, passed_on(refusal))
-        except (OSError, InvalidHandshake):  # a TimeoutError is an OSError
+        except TimeoutError:
+            await deny(client, PlainTextResponse("the pod did not answer in time\n", 504))
+        except (OSError, InvalidHandshake):
             await deny(client, PlainTextResponse("the pod was lost\n", 502))
         else:
             async with pod:
@@ -52,7 +63,7 @@ class WebSocketProxy:
         """A connection to the user's pod; to another one if nobody listens there, once."""
         try:
             return await self._dial(client)
-        except OSError as error:
+        except Unreached as error:
             if not is_refusal(error):
                 report(client)
                 raise
@@ -69,15 +80,46 @@ class WebSocketProxy:
             if not name.startswith(b"sec-websocket-")
         ]
         with calling(client.scope["sfroute"]):
+            connection = await reached(url)
             return await connect(
                 str(url.copy_with(scheme="wss" if url.scheme == "https" else "ws")),
                 additional_headers=headers,
                 subprotocols=[Subprotocol(one) for one in client.scope["subprotocols"]] or None,
                 user_agent_header=None,
                 compression=None,
-                open_timeout=TIMEOUT.connect,
+                open_timeout=HANDSHAKE_SECONDS,
                 proxy=None,
+                sock=connection,
             )
+
+
+async def reached(url: httpx.URL) -> socket.socket:
+    """A connection to the pod, in the time that it has for this alone. Raises `Unreached`."""
+    loop = asyncio.get_running_loop()
+    failures = []
+    try:
+        async with asyncio.timeout(TIMEOUT.connect):
+            port = url.port or (443 if url.scheme == "https" else 80)
+            every = await loop.getaddrinfo(url.host, port, type=socket.SOCK_STREAM)
+            for family, kind, protocol, _, address in every:
+                try:
+                    return await connected(family, kind, protocol, address)
+                except OSError as error:  # another address may do
+                    failures.append(error)
+    except OSError as error:  # a TimeoutError is one
+        raise Unreached from error
+    raise Unreached from ExceptionGroup("no address of the pod could be reached", failures)
+
+
+async def connected(family: int, kind: int, protocol: int, address: Any) -> socket.socket:
+    connection = socket.socket(family, kind, protocol)
+    try:
+        connection.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(connection, address)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def passed_on(refusal: InvalidStatus) -> Response:

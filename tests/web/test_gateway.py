@@ -140,8 +140,9 @@ async def test_no_count_is_lost_and_nobody_moves_unless_their_pod_has_ended(tmp_
         await interrupt(process, folder)
     see_answers(json.loads(report.read_text()))
     see_spans(collector)
-    # What the processes wrote names nobody.
+    # What the processes wrote names nobody, and holds no error.
     assert "user-" not in "".join(told)
+    assert "handshake" not in "".join(told)
 
 
 def see_answers(report: dict[str, Any]) -> None:

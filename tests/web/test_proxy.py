@@ -14,7 +14,8 @@ import pytest
 
 pytest.importorskip("starlette", reason="the group `examples` is not installed")
 
-from forwarding import NoAddress, base_of
+from denials import Denials
+from forwarding import TIMEOUT, NoAddress, base_of
 from gateway import Settings, create_app
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -52,6 +53,7 @@ class Pod:
                 Route("/not-mine", self.not_mine, methods=["GET", "POST"]),
                 Route("/{path:path}", self.echo, methods=["GET", "POST", "PUT", "DELETE"]),
                 WebSocketRoute("/refuse", self.refuse),
+                WebSocketRoute("/claim-slowly", self.claim_slowly),
                 WebSocketRoute("/{path:path}", self.talk),
             ]
         )
@@ -94,6 +96,12 @@ class Pod:
 
     async def refuse(self, websocket: WebSocket) -> None:
         await websocket.send_denial_response(Response(status_code=403))
+
+    async def claim_slowly(self, websocket: WebSocket) -> None:
+        """Longer than a connection may take."""
+        assert TIMEOUT.connect is not None
+        await asyncio.sleep(TIMEOUT.connect + 0.5)
+        await self.talk(websocket)
 
     async def talk(self, websocket: WebSocket) -> None:
         offered = websocket.scope["subprotocols"]
@@ -367,6 +375,29 @@ async def test_a_refusal_of_the_pod_is_passed_on(fleet: Fleet) -> None:
     with pytest.raises(InvalidStatus) as refused:
         await fleet.connect("/refuse")
     assert refused.value.response.status_code == 403
+
+
+async def test_a_pod_may_take_longer_for_the_claim_than_for_the_connection(
+    fleet: Fleet, pod: Pod
+) -> None:
+    async with fleet.connect("/claim-slowly") as websocket:
+        await hello(websocket)
+
+
+async def test_a_websocket_that_was_denied_is_no_error_in_the_log(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def app(scope: Any, receive: Any, _send: Any) -> None:
+        websocket = WebSocket(scope, receive, _send)
+        if scope["path"] == "/denied":
+            await websocket.send_denial_response(Response(status_code=403))
+
+    async with serving(Denials(app), lifespan="off") as site:
+        for path, status in (("/denied", 403), ("/forgotten", 500)):
+            with pytest.raises(InvalidStatus) as refused:
+                await connect(site.ws(path), proxy=None)
+            assert refused.value.response.status_code == status
+            assert ("without completing" in capsys.readouterr().err) == (path == "/forgotten")
 
 
 async def test_a_pod_where_nobody_listens_loses_the_user_of_a_websocket(

@@ -62,7 +62,7 @@ def comparisons(setting: Setting) -> list[Comparison]:
             "valkey-glide",
             contenders,
             does=does,
-            target=Target("sfroute", 1.0),
+            target=Target("sfroute", 1.6),
             group="batches",
         ),
         Comparison(
@@ -70,7 +70,7 @@ def comparisons(setting: Setting) -> list[Comparison]:
             "valkey-glide-sync",
             {peer.name: _timed(setting, peer.get_many) for peer in threads},
             does=does,
-            target=Target("sfroute", 1.0),
+            target=Target("sfroute", 1.6),
             group="batches",
         ),
     ]

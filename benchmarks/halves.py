@@ -1,4 +1,4 @@
-"""Misses with the native part of lookups and with the pure code: processor time of the client, on one cluster.
+"""Lookups with the native part and with the pure code: processor time of the client, on one cluster.
 
     python benchmarks/halves.py [--rounds 9]
 
@@ -19,9 +19,10 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 
-from harness import machine
+from harness import Cost, machine
 
 import sfroute
+from sfroute._native import heart
 from sfroute.embedded import LocalCluster
 
 NAMESPACE, SERVICE = "bench", "chat"
@@ -53,7 +54,14 @@ async def measured(url: str) -> dict[str, float]:
             uids = [fresh_uid() for _ in range(TOGETHER)]
             await router.batch_get_linked_pod(NAMESPACE, uids, SERVICE)
 
+        async def hits() -> None:
+            get = router.get_linked_pod
+            for _ in range(TOGETHER):
+                await get(NAMESPACE, run_hot, SERVICE)
+
+        run_hot = fresh_uid()
         works: dict[str, Callable[[], Awaitable[None]]] = {
+            "async hit": hits,
             "async miss, 100 at a time": lambda: misses(100),
             "async miss, 10 at a time": lambda: misses(10),
             "async miss, 1 at a time": lambda: misses(1),
@@ -86,6 +94,25 @@ def in_turns(url: str, rounds: int) -> dict[str, dict[str, list[float]]]:
     return found
 
 
+def measure(*, quick: bool) -> list[Cost]:
+    """What the native part saves. It is not there without a compiler; then there is nothing to compare."""
+    if heart is None:
+        return []
+    with LocalCluster(3, 0) as cluster:
+        found = in_turns(cluster.url, 1 if quick else 5)
+    made = []
+    for work, halves in found.items():
+        made += [
+            Cost.of(f"{work}, processor time of the {half} half", halves[half], "us")
+            for half in HALVES
+        ]
+        shares = [
+            native / pure for pure, native in zip(halves["pure"], halves["native"], strict=True)
+        ]
+        made.append(Cost.of(f"{work}, native to pure", shares, "x"))
+    return made
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=9, help="processes of each half")
@@ -100,7 +127,7 @@ def main() -> None:
     print("| CPU of the client, each | pure | native | ratio |\n|---|---|---|---|")
     for work, halves in found.items():
         pure, native = (statistics.median(halves[half]) for half in HALVES)
-        print(f"| {work} | {pure:.1f} us | {native:.1f} us | {native / pure:.2f} |")
+        print(f"| {work} | {pure:.2f} us | {native:.2f} us | {native / pure:.2f} |")
 
 
 if __name__ == "__main__":

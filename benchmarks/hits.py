@@ -37,7 +37,7 @@ def comparisons(setting: Setting) -> list[Comparison]:
             BY_HAND,
             {name: _timed(call, uids) for name, call in calls.items()},
             does=does,
-            target=Target("sfroute Router", 0.5, of_time=True),
+            target=Target("sfroute Router", 0.22, of_time=True),
             group="hits",
         ),
         Comparison(
@@ -155,6 +155,6 @@ def _in_coroutine(setting: Setting, uids: list[str]) -> Comparison:
             "dict in a coroutine": "(value, deadline), unbounded",
             "sfroute AsyncRouter": "bounded, invalidated by the server",
         },
-        target=Target("sfroute AsyncRouter", 1.3, of_time=True),
+        target=Target("sfroute AsyncRouter", 0.6, of_time=True),
         group="hits",
     )

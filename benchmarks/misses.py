@@ -25,8 +25,8 @@ from setting import CONFIG, Setting
 
 __all__ = ["comparisons"]
 
-AT_LEAST = {1: 1.2, 100: 6.0}
-AT_LEAST_SYNC = {1: 1.0, 16: 3.0}
+AT_LEAST = {1: 1.6, 10: 5.5, 100: 10.0}
+AT_LEAST_SYNC = {1: 1.5, 16: 4.4}
 
 
 def comparisons(setting: Setting, *, quick: bool = False) -> list[Comparison]:

@@ -113,7 +113,6 @@ def comparisons(setting: Setting, *, quick: bool = False) -> list[Comparison]:
         compare(
             f"at {BUSY:,} requests/s, 99th percentile",
             lambda gateway: gateway.tail(BUSY),
-            Target("sfroute", 0.5, of_time=True),
         ),
         compare(
             f"with {CALLERS} callers, 99th percentile",

@@ -18,6 +18,7 @@ from contextlib import ExitStack
 
 import batches
 import costs
+import halves
 import hits
 import misses
 import mix
@@ -34,7 +35,8 @@ def traced_hits(setting: Setting) -> list[Comparison]:
     stack = ExitStack()
     setting.keep(stack.close)
     in_threads, in_tasks, _ = tracing.hits(setting.cluster.url, setting.loop, stack)
-    return tracing.hits_in_bursts(in_threads, in_tasks)
+    by_hand = tracing.dict_burst(setting.loop)
+    return tracing.hits_in_bursts(in_threads, in_tasks, by_hand)
 
 
 def parts(*, quick: bool) -> list[Callable[[Setting], list[Comparison]]]:
@@ -95,6 +97,7 @@ def main() -> None:
     measured = [] if options.only else costs.measure(quick=options.quick)
     if not options.only:
         measured += ownership.measure(quick=options.quick)
+        measured += halves.measure(quick=options.quick)
     arguments = " ".join(sys.argv[1:])
     command = f'make bench ARGS="{arguments}"' if arguments else "make bench"
     found = report.Report(runs, measured, time.monotonic() - began, options.rounds, command)

@@ -16,7 +16,7 @@ from ..telemetry.logs import log_fields
 from ..types import Link
 from .answers import answer_json, answer_text, problem
 from .openapi import decide_document
-from .questions import PATH, BadQuestion, Question, Rules, headers_of, read_question
+from .questions import PATH, BadAddress, BadQuestion, Question, Rules, headers_of, read_question
 
 __all__ = ["Decide", "Refused"]
 
@@ -161,7 +161,21 @@ class Decide:
             return None
         if upstream.needs_address and link.address is None:
             raise Refused(503, "no-address", "the user's pod has not said where it is")
-        return upstream(question.namespace, question.service, link.pod, link.address)
+        try:
+            return upstream(question.namespace, question.service, link.pod, link.address)
+        except BadAddress:
+            # It will not pass by itself, so somebody must be told.
+            _log.error(
+                "the upstream of pod %d cannot be told: its address has a scheme or a path, and --upstream puts text "
+                "around {address}. Let pods publish host:port, or give --upstream '{address}'",
+                link.pod,
+                extra=log_fields(question.namespace, question.service),
+            )
+            raise Refused(
+                503,
+                "bad-address",
+                "the address that the user's pod has published does not fit the template of the upstream",
+            ) from None
 
     # Everything else
 

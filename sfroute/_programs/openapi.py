@@ -18,6 +18,10 @@ DECIDE_REASONS: Final[Mapping[str, tuple[int, str]]] = {
     "no-such-user": (400, "the request names a user who cannot exist"),
     "no-pod": (503, "no pod can take the user; `wait` waits for one"),
     "no-address": (503, "the template needs the pod's address, and the pod has published none"),
+    "bad-address": (
+        503,
+        "the pod's address has a scheme or a path, and the template puts text around it: `http://http://...` is no URL",
+    ),
     "store": (503, "the store cannot be asked, and no answer is known"),
 }
 """Reason -> status, and what it means. With `--mode nginx` the status of `no-user` is 401, of all others 403."""

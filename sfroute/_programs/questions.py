@@ -28,6 +28,7 @@ from ..types import Link
 
 __all__ = [
     "PATH",
+    "BadAddress",
     "BadQuestion",
     "Mode",
     "Question",
@@ -45,16 +46,24 @@ MAX_WAIT: Final = 60.0
 MAX_EXCLUDED: Final = 1000
 
 _FIELDS: Final = frozenset({"pod", "namespace", "service", "address"})
+_ALONE: Final = "{address}"
+_NO_PART_OF_AN_ADDRESS: Final = frozenset("?#@\\")
 
 
 class BadQuestion(Exception):
     """The proxy asks what cannot be answered: its configuration is wrong. The text says why."""
 
 
+class BadAddress(Exception):
+    """The template and the address that the pod has published make no URL together."""
+
+
 class Upstream:
     """The template of ``X-Sfroute-Upstream``, such as ``http://chat-{pod}.chat:8080``.
 
-    Fields: ``{pod}``, ``{namespace}``, ``{service}``, and ``{address}``, which the pod has published.
+    Fields: ``{pod}``, ``{namespace}``, ``{service}``, and ``{address}``, which the pod has published. A pod may publish
+    anything that is printable, such as ``http://10.0.3.7:80``. With text around it, ``{address}`` must be a host, or a
+    host and a port: it would become ``http://http://...`` otherwise. Alone, it may have a scheme and a path.
     """
 
     def __init__(self, template: str) -> None:
@@ -75,12 +84,16 @@ class Upstream:
         self.needs_address = "address" in names
 
     def __call__(self, namespace: str, service: str, pod: int, address: str | None) -> bytes:
-        """The upstream of a pod."""
+        """The upstream of a pod. Raises ``BadAddress``."""
+        if address is not None and self.needs_address:
+            alone = self._template == _ALONE
+            if _NO_PART_OF_AN_ADDRESS & set(address) or ("/" in address and not alone):
+                raise BadAddress
         return self._template.format(
             pod=pod,
             namespace=quote(namespace, safe=""),
             service=quote(service, safe=""),
-            address=quote(address or "", safe=":[]"),
+            address=quote(address or "", safe=":[]/"),
         ).encode("ascii")
 
 

@@ -65,7 +65,8 @@ def serve(
         str | None,
         typer.Option(
             help="The template of `X-Sfroute-Upstream`, such as `http://chat-{pod}.chat:8080`; "
-            "also `{namespace}`, `{service}`, and the `{address}` that the pod has published."
+            "also `{namespace}`, `{service}`, and the `{address}` that the pod has published. "
+            "With text around it, that must be `host:port`; an address with a scheme is answered 503 `bad-address`."
         ),
     ] = None,
     mode: Annotated[

@@ -9,7 +9,14 @@ import pytest
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 
 from sfroute import InvalidArgument
-from sfroute._programs.questions import BadQuestion, Question, Rules, Upstream, read_question
+from sfroute._programs.questions import (
+    BadAddress,
+    BadQuestion,
+    Question,
+    Rules,
+    Upstream,
+    read_question,
+)
 from sfroute.asgi import CookieUid, ForwardedUid, HeaderUid, PathUid, QueryUid
 
 
@@ -126,9 +133,30 @@ def test_an_upstream_is_made_of_names_that_are_escaped() -> None:
     )
     assert Upstream("http://{address}")("n", "s", 3, "10.0.0.1:80") == b"http://10.0.0.1:80"
     assert Upstream("{address}")("n", "s", 3, "x\r\nSet-Cookie: a") == (b"x%0D%0ASet-Cookie:%20a")
+    assert Upstream("{address}")("n", "s", 3, "http://chat-3:80/a") == b"http://chat-3:80/a"
     for template in ("http://chat", "{pod", "{pod!r}", "{pod:>9}", "{pod.real}", "{0}", "{}"):
         with pytest.raises(InvalidArgument, match="the upstream template"):
             Upstream(template)
     for template in ("{pod}\r\n", "{pod} ", "ü{pod}"):
         with pytest.raises(InvalidArgument, match="printable"):
             Upstream(template)
+
+
+@pytest.mark.parametrize(
+    ("template", "address"),
+    [
+        ("http://{address}", "http://10.0.0.1:80"),
+        ("http://{address}/{pod}", "//10.0.0.1"),
+        ("{address}:80", "unix:/run/chat.sock"),
+        ("http://{address}", "eve@10.0.0.1:80"),
+        ("{address}", "http://10.0.0.1:80/?a=b"),
+        ("{address}", "http://10.0.0.1:80#a"),
+    ],
+)
+def test_an_address_that_makes_no_url_with_the_template_is_refused(
+    template: str, address: str
+) -> None:
+    with pytest.raises(BadAddress):
+        Upstream(template)("n", "s", 3, address)
+    # Where the template does not use it, it may be anything.
+    assert Upstream("http://chat-{pod}")("n", "s", 3, address) == b"http://chat-3"

@@ -248,6 +248,28 @@ def test_an_address_that_the_pod_has_published(
         assert (answer.status_code, answer.headers["X-Sfroute-Reason"]) == (503, "no-address")
 
 
+def test_an_address_with_a_scheme_never_becomes_a_wrong_url(
+    cluster: LocalCluster, namespace: str, router: Router, tmp_path: Path
+) -> None:
+    state = '{"status":"Running","address":"http://10.0.0.7:8080"}'
+    router.set_service_state(namespace, "chat", 3, state)
+    router.set_linked_pod(namespace, "ada", "chat", 3)
+    with (
+        serving(cluster, tmp_path, namespace, "--upstream", "http://{address}") as program,
+        client_of(program.urls[0]) as client,
+    ):
+        answer = client.get("/decide", headers=ADA)
+        assert (answer.status_code, answer.headers["X-Sfroute-Reason"]) == (503, "bad-address")
+        assert "X-Sfroute-Upstream" not in answer.headers
+        fits(answer)
+    with (
+        serving(cluster, tmp_path, namespace, "--upstream", "{address}") as program,
+        client_of(program.urls[0]) as client,
+    ):
+        answer = client.get("/decide", headers=ADA)
+        assert answer.headers["X-Sfroute-Upstream"] == "http://10.0.0.7:8080"
+
+
 # --- the store
 
 

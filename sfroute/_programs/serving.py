@@ -85,8 +85,10 @@ def _work(
     pipe: int | None,
 ) -> int:
     metrics = Metrics(number, folder)
+    # A name in the URL was given to tell these processes from others.
+    name = target_of_url(serving.url).options.get("client_name", CLIENT_NAME)
     config = RouterConfig(
-        client_name=CLIENT_NAME, telemetry=TelemetryConfig(meter_provider=metrics.provider)
+        client_name=name, telemetry=TelemetryConfig(meter_provider=metrics.provider)
     )
     app = Decide(
         lambda: AsyncRouter.from_url(serving.url, config=config), serving.rules, metrics.text

@@ -270,6 +270,24 @@ def test_an_address_with_a_scheme_never_becomes_a_wrong_url(
         assert answer.headers["X-Sfroute-Upstream"] == "http://10.0.0.7:8080"
 
 
+@pytest.mark.parametrize(("option", "name"), [("", "sfroute-serve"), ("?client_name=edge", "edge")])
+def test_its_connections_have_a_name_of_their_own_or_that_of_the_url(
+    cluster: LocalCluster, namespace: str, tmp_path: Path, option: str, name: str
+) -> None:
+    with (
+        running(
+            *("serve", "--url", cluster.url + option, "--namespace", namespace),
+            *("--service", "chat", "--uid-header", "X-User-Id", "--listen", "127.0.0.1:0"),
+            folder=tmp_path,
+        ) as program,
+        client_of(program.urls[0]) as client,
+    ):
+        until(lambda: client.get("/readyz").status_code == 200)
+        client.get("/decide", headers=ADA)
+        listed = [str(node.commands(("CLIENT", "LIST"))[0]) for node in cluster.nodes]
+        assert any(f"name={name};sfroute=" in text for text in listed)
+
+
 # --- the store
 
 

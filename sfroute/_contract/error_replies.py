@@ -132,7 +132,7 @@ RETRIED_CODES: Final = (
 _MEANINGS: Final = {
     "ASK": "its slots are being moved",
     "BUSY": "a script or function runs too long there; SCRIPT KILL ends one that has not written",
-    "CLUSTERDOWN": "no primary serves the slot",
+    "CLUSTERDOWN": "some slot has no primary, or most primaries are gone",
     "LOADING": "it is loading its data",
     "MASTERDOWN": "it is a replica, and has lost its primary",
     "MAXCLIENTS": "it has no room for another client; see maxclients",

@@ -193,10 +193,13 @@ class PodViews:
             if view is not None:
                 return view
         name, began = (namespace, service), self._clock()
+        # A fetch that begins with this call has the same deadline, and its error names the server and the cause.
+        own = give_up is None and self._service(name).fetch is None
         if give_up is None:
             give_up = began + self._deadline
         while True:
-            fetch = await self._ask(name, fresh=fresh, give_up=give_up)
+            fetch = await self._ask(name, fresh=fresh, give_up=None if own else give_up)
+            own = False
             if not fetch.done():
                 raise StoreUnavailable(
                     "the pods of a service could not be read within "

@@ -112,21 +112,22 @@ def _record_of(reply: Any) -> ClaimRecord | None:
 
 async def look_at_claims(
     node: Node, namespace: str, claims: Sequence[tuple[str, str]]
-) -> tuple[int, int, list[Flawed]]:
-    """Of the claims, each a uid and a service: how many are held, how many may not be read, and those with a flaw."""
+) -> tuple[int, list[BaseException], list[Flawed]]:
+    """Of the claims, each a uid and a service: how many are held, why some were not read, and those with a flaw."""
     first = await _ask(node, namespace, claims)
-    held = refused = 0
+    held = 0
+    unread: list[BaseException] = []
     suspects: list[Flawed] = []
     for (uid, service), answer in zip(claims, first, strict=True):
         flaw = judge_claim(*answer)
         if flaw is not None:
             suspects.append(Flawed(flaw, uid, service))
         elif isinstance(answer[0], BaseException):
-            refused += 1
+            unread.append(answer[0])
         elif (record := _record_of(answer[0])) is not None:
             held += record.pod is not None
     if not suspects:
-        return held, refused, []
+        return held, unread, []
     # A write between two of our commands looks like a flaw, and so does a claim that its pod is about to end.
     await asyncio.sleep(_SECOND_LOOK_SECONDS)
     again = await _ask(node, namespace, [each[1:] for each in suspects])
@@ -135,7 +136,7 @@ async def look_at_claims(
         for each, answer in zip(suspects, again, strict=True)
         if judge_claim(*answer) == each.flaw
     ]
-    return held, refused, still
+    return held, unread, still
 
 
 async def _ask(

@@ -72,7 +72,8 @@ def gateways(
     if "NOPERM" in found.unread.values():
         complain("give the user the right: +client|list")
     if not routers:
-        complain("no router is connected" + (f" under the name {name!r}" if name else ""))
+        where = " to those that tell" if found.unread else ""
+        complain(f"no router is connected{where}" + (f" under the name {name!r}" if name else ""))
     if found.unread:
         raise typer.Exit(FAILED)
     if differences or not routers:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from .._contract.keys import (
+    SLOTS,
     LinkKey,
     check_link_names,
     check_service_names,
@@ -20,9 +21,9 @@ from .._contract.keys import (
     link_prefix,
     parse_link_key,
 )
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, StoreUnavailable
 from .claims import CLAIM_FLAWS, REPAIRED, Flawed, look_at_claims, pod_of
-from .nodes import Node, Store, code_of
+from .nodes import MOVING, Node, Store, code_of, failed
 
 __all__ = [
     "FLAWS",
@@ -52,6 +53,7 @@ MAX_REPAIRS: Final = 100_000
 """The most flaws that are remembered for one repair."""
 _EXAMPLES: Final = 5
 _NAMESPACES: Final = 100
+_UNCOUNTED: Final = "the links could not be counted"
 _SECOND_LOOK_SECONDS: Final = 0.2
 """A write between two of our commands looks like a flaw, but only for a moment."""
 
@@ -85,11 +87,12 @@ class Keyspace:
         services: services whose pods have reported states.
         flaws: one of ``FLAWS`` -> where.
         claims: how many claims are held.
-        refused: claim records that the URL's user may not read.
+        refused: claim records that the URL's user may not read (NOPERM).
         repairable: what a repair mends; as many as are kept.
         moved: keys that went to another server meanwhile, and were not looked at.
-        unread: server -> why its keys could not be looked at.
+        unread: server -> why some or all of its keys could not be looked at.
         missing: primary that does not answer -> why; of its keys nothing is known.
+        unserved: how many slots no server serves; of their keys nothing is known.
     """
 
     scanned: int = 0
@@ -105,11 +108,20 @@ class Keyspace:
     moved: int = 0
     unread: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    unserved: int = 0
 
     @property
     def complete(self) -> bool:
-        """True if every primary was searched."""
-        return not self.unread and not self.missing and not self.moved
+        """True if every key was seen."""
+        return not (self.unread or self.missing or self.moved or self.unserved)
+
+    def not_seen(self, node: Node, error: BaseException) -> None:
+        """Note why nothing is known of a key that is there."""
+        code = code_of(error)
+        if code in MOVING:
+            self.moved += 1
+        else:
+            self.unread[str(node.address)] = code
 
     def flawed(self, flaw: str, key: str) -> None:
         """Count a key with this flaw."""
@@ -171,7 +183,7 @@ async def look_at_keys(
 
     for node, outcome in await store.of_each(look, primaries=True):
         if isinstance(outcome, BaseException):
-            seen.unread[str(node.address)] = code_of(outcome)
+            seen.not_seen(node, outcome)
     return seen
 
 
@@ -238,9 +250,13 @@ def _is_name(parsed: LinkKey | None, key: bytes, kind: str, name: str) -> bool:
 async def _look_at_claims(
     node: Node, namespace: str, claims: Sequence[tuple[str, str]], seen: Keyspace
 ) -> None:
-    held, refused, flawed = await look_at_claims(node, namespace, claims)
+    held, errors, flawed = await look_at_claims(node, namespace, claims)
     seen.claims += held
-    seen.refused += refused
+    for error in errors:
+        if code_of(error) == "NOPERM":
+            seen.refused += 1
+        else:
+            seen.not_seen(node, error)
     for each in flawed:
         seen.disagrees(namespace, each)
 
@@ -281,11 +297,8 @@ async def _look_at_links(
     suspects: list[tuple[tuple[str, str], tuple[Any, Any, Any]]] = []
     for link, answer in zip(links, await _ask_links(node, namespace, links), strict=True):
         value, ttl_ms, in_hash = answer
-        if isinstance(value, BaseException) and code_of(value) in ("MOVED", "ASK", "TRYAGAIN"):
-            seen.moved += 1
-        elif isinstance(value, BaseException) and code_of(value) != "WRONGTYPE":
-            # Such as CLUSTERDOWN: the key is there, and nothing is known of it.
-            seen.unread[str(node.address)] = code_of(value)
+        if isinstance(value, BaseException) and code_of(value) != "WRONGTYPE":
+            seen.not_seen(node, value)
         elif judge_link(value, ttl_ms, in_hash) is not None:
             suspects.append((link, answer))
         if (pod := pod_of(value)) is not None:
@@ -308,6 +321,8 @@ async def _look_at_hashes(node: Node, namespace: str, uids: Sequence[str], seen:
         if isinstance(reply, BaseException):
             if code_of(reply) == "WRONGTYPE":
                 seen.flawed("type", link_prefix(namespace, uid))
+            else:
+                seen.not_seen(node, reply)
             continue
         for service, value in reply.items():
             if pod_of(value) is None:
@@ -352,6 +367,8 @@ async def _look_at_others(
                 seen.services.add(name)
         elif code_of(reply) == "WRONGTYPE":
             seen.flawed("type", key)
+        else:
+            seen.not_seen(node, reply)
 
 
 # --- counting
@@ -362,7 +379,7 @@ async def count_links(
 ) -> Counter[int]:
     """Pod -> its links of a service. It takes a scan of every key of the store.
 
-    Raises what a server says that does not answer.
+    Raises ``StoreError`` if not all could be seen.
     """
     found: Counter[int] = Counter()
 
@@ -370,12 +387,20 @@ async def count_links(
         pattern = f"sf:{{{_literal(namespace)}:lk:*}}{_literal(service)}"
         async for keys in node.keys(pattern):
             values = await node.ask_many([("GET", key) for key in keys])
+            for value in values:
+                # A key that is no link is the doctor's business; one that has moved may be counted elsewhere.
+                if isinstance(value, BaseException) and code_of(value) not in MOVING | {
+                    "WRONGTYPE"
+                }:
+                    raise value
             found.update(pod for value in values if (pod := pod_of(value)) is not None)
             progress(len(keys))
 
-    for _, outcome in await store.of_each(look, primaries=True):
+    if unserved := store.unserved:
+        raise StoreUnavailable(f"{_UNCOUNTED}: no node serves {unserved} of {SLOTS} slots")
+    for node, outcome in await store.of_each(look, primaries=True):
         if isinstance(outcome, BaseException):
-            raise outcome
+            raise failed(_UNCOUNTED, node.address, outcome)
     return found
 
 

@@ -14,9 +14,11 @@ from typing import Any, Final, TypeVar
 import redis.asyncio
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as NoConnection
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as NoAnswer
 from redis.retry import Retry
 
+from .._contract.error_replies import meaning
 from .._contract.keys import SLOTS, slot_of
 from .._net.causes import what_the_system_said
 from .._net.dialer import Address
@@ -26,14 +28,46 @@ from ..errors import StoreError, StoreUnavailable
 from .common import CLIENT_NAME
 from .dialed import dialed
 
-__all__ = ["NODE_ERRORS", "SECONDS", "Node", "Store", "code_of", "open_store"]
+__all__ = [
+    "MOVING",
+    "NODE_ERRORS",
+    "REFUSALS",
+    "SECONDS",
+    "Node",
+    "Store",
+    "code_of",
+    "failed",
+    "open_store",
+    "trouble_at",
+]
 
 _T = TypeVar("_T")
 
 NODE_ERRORS: Final = (RedisError, OSError, TimeoutError)
 SECONDS: Final = 2.0
 """For one command, and for one call of the doctor's router. A server that takes longer is a finding."""
+MOVING: Final = frozenset({"MOVED", "ASK", "TRYAGAIN"})
+"""A key's slot has moved, or is being moved."""
+REFUSALS: Final = frozenset({"NOPERM", "NOAUTH", "WRONGPASS"})
+"""The server answers others: this user, or this password, it does not let in."""
 _SCAN_COUNT: Final = 1000
+_CODES: Final = {
+    "NoPermissionError": "NOPERM",
+    "AuthenticationError": "WRONGPASS",
+    "AuthenticationWrongNumberOfArgsError": "NOAUTH",
+    "MovedError": "MOVED",
+    "AskError": "ASK",
+    "TryAgainError": "TRYAGAIN",
+    "BusyLoadingError": "LOADING",
+    "ClusterDownError": "CLUSTERDOWN",
+    "MasterDownError": "MASTERDOWN",
+    "ReadOnlyError": "READONLY",
+    "OutOfMemoryError": "OOM",
+    "NoScriptError": "NOSCRIPT",
+    "ExecAbortError": "EXECABORT",
+    "ClusterCrossSlotError": "CROSSSLOT",
+}
+"""redis-py's classes for errors whose code it takes off the text."""
 
 
 def code_of(error: BaseException) -> str:
@@ -47,16 +81,32 @@ def code_of(error: BaseException) -> str:
     # Why a connection could not be made is for the system to say: a name that nobody knows, a certificate.
     if isinstance(error, (OSError, NoConnection)) and (said := what_the_system_said(error)):
         return said
-    return {
-        "NoPermissionError": "NOPERM",
-        "AuthenticationError": "WRONGPASS",
-        "AuthenticationWrongNumberOfArgsError": "NOAUTH",
-        "MovedError": "MOVED",
-        "AskError": "ASK",
-        "BusyLoadingError": "LOADING",
-        "ConnectionError": "no connection",
-        "TimeoutError": "no answer in time",
-    }.get(type(error).__name__, type(error).__name__)
+    name = type(error).__name__
+    if "max number of clients" in str(error):
+        return "MAXCLIENTS"
+    if name in _CODES:
+        return _CODES[name]
+    if isinstance(error, ResponseError):
+        return "ERR"
+    others = {"ConnectionError": "no connection", "TimeoutError": "no answer in time"}
+    return others.get(name) or what_the_system_said(error) or "no usable answer"
+
+
+def trouble_at(address: Address, error: BaseException) -> str:
+    """What was wrong, and where, in the words of the router's own errors (``_net/trouble.py``)."""
+    code = code_of(error)
+    if isinstance(error, ResponseError) or code.isupper():
+        said = meaning(code)
+        return f"{address} answers {code}: {said}" if said else f"{address} answers {code}"
+    if isinstance(error, (TimeoutError, NoAnswer)):
+        return f"{address} does not answer ({code})"
+    return f"{address} cannot be reached ({code})"
+
+
+def failed(what: str, address: Address, error: BaseException) -> StoreError:
+    """The error of a command: what could not be done, where, and why."""
+    kind = StoreError if code_of(error) in REFUSALS else StoreUnavailable
+    return kind(f"{what}: {trouble_at(address, error)}")
 
 
 @dataclass
@@ -135,13 +185,20 @@ class Store:
         """The nodes that have keys of their own."""
         return [node for node in self.nodes if node.primary]
 
+    @property
+    def unserved(self) -> int:
+        """How many slots no node serves."""
+        return SLOTS - len({slot for node in self.nodes for part in node.slots for slot in part})
+
     def at(self, key: str) -> Node:
-        """The primary that has a key. Raises ``StoreError`` if none is known."""
+        """The primary that has a key. Raises ``StoreUnavailable`` if none is known."""
         slot = slot_of(key)
         for node in self.primaries:
             if any(slot in part for part in node.slots):
                 return node
-        raise StoreError(f"no server is known that serves slot {slot}")
+        raise StoreUnavailable(
+            f"no node serves slot {slot}: its primary is gone, or a failover is under way"
+        )
 
     async def of_each(
         self, question: Callable[[Node], Awaitable[_T]], *, primaries: bool = False
@@ -224,7 +281,7 @@ async def _answers(
             raise reply
         elif "cluster support disabled" in str(reply):
             silent[address] = "is no node of a cluster; for a single node use a redis:// URL"
-        elif (code := code_of(reply)) in ("NOPERM", "NOAUTH", "WRONGPASS"):
+        elif (code := code_of(reply)) in REFUSALS:
             silent[address] = (
                 f"refused {' '.join(command)} ({code}); check user name, password and rights"
             )

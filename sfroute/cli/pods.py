@@ -15,7 +15,6 @@ from .._contract.keys import check_service_names
 from .._contract.pod_states import ROUTABLE, gone, rejections
 from .._fronts.router import AsyncRouter
 from ..config import PlacementConfig, RouterConfig
-from ..errors import StoreUnavailable
 from ..telemetry import PodsSeen
 from ..types import DRAINING, FAILED, STOPPED, UNKNOWN, Pod, PodChange
 from .common import (
@@ -38,7 +37,7 @@ from .common import (
     write,
 )
 from .keyspace import count_links
-from .nodes import NODE_ERRORS, code_of, open_store
+from .nodes import open_store
 from .progress import counting
 
 __all__ = [
@@ -156,13 +155,10 @@ def in_numbers(seen: PodsSeen) -> dict[str, Any]:
 
 
 async def link_counts(url: str, namespace: str, service: str) -> Mapping[int, int]:
-    """Pod -> its links. Raises ``StoreUnavailable`` if a server cannot be searched."""
+    """Pod -> its links. Raises ``StoreError`` if a server cannot be searched."""
     async with open_store(url) as store:
-        try:
-            with counting("counting links", None) as progress:
-                return await count_links(store, namespace, service, progress)
-        except NODE_ERRORS as error:
-            raise StoreUnavailable(f"the links could not be counted ({code_of(error)})") from None
+        with counting("counting links", None) as progress:
+            return await count_links(store, namespace, service, progress)
 
 
 def pod_rows(

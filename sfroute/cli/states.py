@@ -9,7 +9,6 @@ import typer
 
 from .._contract.keys import check_encodable, check_service_names, state_key
 from .._contract.pod_states import ROUTABLE, read_pod
-from ..errors import StoreUnavailable
 from ..types import UNKNOWN, Pod
 from .common import (
     NO,
@@ -27,7 +26,7 @@ from .common import (
     run,
     write,
 )
-from .nodes import NODE_ERRORS, code_of, open_store
+from .nodes import NODE_ERRORS, failed, open_store
 from .pods import POD_TIMEOUT, PodTimeout, router_config
 
 __all__ = ["state_app", "workload_app"]
@@ -155,11 +154,12 @@ def remove_state(
 
     async def work() -> bool:
         key = state_key(namespace, service)
-        try:
-            async with open_store(url) as store:
-                return bool(await store.at(key).ask("HDEL", key, str(pod)))
-        except NODE_ERRORS as error:
-            raise StoreUnavailable(f"the state could not be removed ({code_of(error)})") from None
+        async with open_store(url) as store:
+            node = store.at(key)
+            try:
+                return bool(await node.ask("HDEL", key, str(pod)))
+            except NODE_ERRORS as error:
+                raise failed("the state could not be removed", node.address, error) from None
 
     removed = run(work())
     if as_json:

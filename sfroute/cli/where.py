@@ -15,7 +15,7 @@ from .._contract.claims import ClaimRecord, parse_record
 from .._contract.keys import check_link_names, claim_key, left_key, link_key, link_prefix
 from .._contract.pod_states import gone
 from .._contract.replies import corrupt, script_pod
-from ..errors import StoreUnavailable
+from ..errors import StoreError
 from ..types import Pod
 from .common import (
     NO,
@@ -30,12 +30,13 @@ from .common import (
     run,
     write,
 )
-from .nodes import NODE_ERRORS, code_of, open_store
+from .nodes import NODE_ERRORS, code_of, failed, open_store
 from .pods import POD_TIMEOUT, PodTimeout, router_config, status_words
 
 __all__ = ["where"]
 
 _MICROSECONDS: Final = 1_000_000
+_UNREAD: Final = "the link could not be read"
 _NOTE: Final = re.compile(rb"(gone|away|excluded):(\d{1,19}):(\d{1,19}):(\d{1,13})(?: |$)")
 """The newest move, as statefulComputeLinkIfAbsent notes it."""
 _WHY: Final = {
@@ -43,6 +44,11 @@ _WHY: Final = {
     "away": "the user was away while pod {} drained",
     "excluded": "a gateway could not use pod {}",
 }
+
+_NOT_RECORDED: Final = (
+    "not recorded: a gateway that moves a link off a pod records why, for ten minutes; first placements, evacuations, "
+    "rebalances and writes record nothing"
+)
 
 
 def where(
@@ -55,8 +61,10 @@ def where(
 ) -> None:
     """Show where a uid is: its link, the pod's address and last heartbeat, and which life claimed it, and when.
 
-    The row "why" says why a gateway has moved the link, if that was within the last ten minutes. A first placement, an
-    evacuation and a write by another program leave no reason.
+    The row "why" says why a gateway has moved the link off another pod. That is kept for ten minutes. A first
+    placement, an evacuation, a rebalance and a write keep no reason.
+
+    If the states of the pods cannot be read, the link is told without them.
 
     A fence is the server's clock when the uid passed to its pod, or the last fence plus one if that is greater.
 
@@ -78,11 +86,17 @@ def where(
 async def _look(
     url: str, namespace: str, uid: str, service: str, pod_timeout: float
 ) -> dict[str, Any]:
-    async def pods() -> Mapping[int, Pod]:
-        async with open_router(url, router_config(pod_timeout)) as router:
-            return await router.get_pods(namespace, service, fresh=True)
+    async def pods() -> Mapping[int, Pod] | StoreError:
+        try:
+            async with open_router(url, router_config(pod_timeout)) as router:
+                return await router.get_pods(namespace, service, fresh=True)
+        except StoreError as error:
+            # The states are in another slot: the link is told without them.
+            return error
 
     stored, reported = await asyncio.gather(_stored(url, namespace, uid, service), pods())
+    if isinstance(reported, StoreError):
+        return {**stored, "at": None, "at_unread": str(reported)}
     owner = stored["pod"]
     pod = reported.get(owner) if owner is not None else None
     about = None
@@ -100,27 +114,36 @@ async def _look(
 
 async def _stored(url: str, namespace: str, uid: str, service: str) -> dict[str, Any]:
     link, claim = link_key(namespace, uid, service), claim_key(namespace, uid, service)
+    hash_key = link_prefix(namespace, uid)
     async with open_store(url) as store:
-        value, ttl, listed, record, noted = await store.at(link).ask_many(
-            [
-                ("GET", link),
-                ("PTTL", link),
-                ("HGET", link_prefix(namespace, uid), service),
-                ("GET", claim),
-                ("GET", left_key(namespace, uid, service)),
-            ]
-        )
-    for reply in (value, ttl, listed):
+        node = store.at(link)
+        try:
+            value, ttl, listed, record, noted = await node.ask_many(
+                [
+                    ("GET", link),
+                    ("PTTL", link),
+                    ("HGET", hash_key, service),
+                    ("GET", claim),
+                    ("GET", left_key(namespace, uid, service)),
+                ]
+            )
+        except NODE_ERRORS as error:
+            raise failed(_UNREAD, node.address, error) from None
+    for key, reply in ((link, value), (link, ttl), (hash_key, listed)):
         if isinstance(reply, NODE_ERRORS):
-            raise StoreUnavailable(f"the link could not be read ({code_of(reply)})")
+            if code_of(reply) == "WRONGTYPE":
+                raise corrupt(key, "a value that the contract does not allow")
+            raise failed(_UNREAD, node.address, reply)
     pod = script_pod(value, link) if value is not None else None
     found: dict[str, Any] = {
         "pod": pod,
         "persistent": None if pod is None else ttl == -1,
         "expires_in": ttl / 1000 if pod is not None and ttl >= 0 else None,
-        "listed": None if listed is None else script_pod(listed, link_prefix(namespace, uid)),
+        "listed": None if listed is None else script_pod(listed, hash_key),
         "why": _why(noted, pod),
     }
+    if isinstance(noted, NODE_ERRORS):
+        found["why_unread"] = code_of(noted)
     if isinstance(record, NODE_ERRORS):
         return {**found, "claim": None, "claim_unread": code_of(record)}
     return {**found, "claim": _claim(record, claim)}
@@ -161,11 +184,11 @@ def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [("link", f"pod {found['pod']}, {kind}")]
     if found["persistent"] and found["listed"] != found["pod"]:
         rows.append(("flaw", "the uid's hash does not list it; sfroute doctor --repair mends that"))
-    if found["why"] is not None:
-        why = found["why"]
-        rows.append(("why", f"{_WHY[why['reason']].format(why['from'])}, at {why['at']}"))
+    rows.append(("why", _why_words(found)))
     at, claim = found["at"], found["claim"]
-    if at is None:
+    if "at_unread" in found:
+        rows.append(("pod", f"its state could not be read: {found['at_unread']}"))
+    elif at is None:
         rows.append(("pod", "has reported no state"))
     else:
         heard = f", last heartbeat {at['age']:.1f} s ago" if at["age"] is not None else ""
@@ -189,6 +212,17 @@ def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("fence", str(claim["fence"])))
         rows.append(("since", claim["since"]))
     return rows
+
+
+def _why_words(found: Mapping[str, Any]) -> str:
+    if "why_unread" in found:
+        return f"could not be read ({found['why_unread']})"
+    why = found["why"]
+    return (
+        _NOT_RECORDED
+        if why is None
+        else f"{_WHY[why['reason']].format(why['from'])}, at {why['at']}"
+    )
 
 
 def _claim_words(claim: Mapping[str, Any], pod: int, at: Mapping[str, Any] | None) -> str:

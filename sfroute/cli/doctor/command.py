@@ -156,6 +156,35 @@ class _Request:
     idle: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Hidden:
+    """What cannot be seen.
+
+    Attributes:
+        servers: how many servers do not answer.
+        primaries: those of them that are primaries, and why.
+        slots: how many slots no server has.
+    """
+
+    servers: int
+    primaries: Mapping[str, str]
+    slots: int
+
+    @property
+    def keys(self) -> bool:
+        """Nothing is known of some keys."""
+        return bool(self.primaries or self.slots)
+
+    def at_servers(self, check: Check) -> Check:
+        """A check of every server."""
+        return check.of_some() if self.servers else check
+
+    def at_primaries(self, check: Check) -> Check:
+        """A check of every primary."""
+        at_each = check.name in ("tracking", "scripts")
+        return check.of_some() if self.keys and at_each else check
+
+
 async def _tell(request: _Request, patient: Patient, *, as_json: bool) -> None:
     """Write each check as soon as it is made."""
     waiting = asyncio.get_running_loop().call_later(
@@ -192,14 +221,18 @@ async def _examine(request: _Request, patient: Patient) -> AsyncGenerator[Check]
             unseen = {
                 facts.address: facts.trouble for facts in servers if facts.trouble is not None
             }
-            missing = {
-                str(node.address): unseen[node.address]
-                for node in store.primaries
-                if node.address in unseen
-            }
+            hidden = _Hidden(
+                servers=len(unseen),
+                primaries={
+                    str(node.address): unseen[node.address]
+                    for node in store.primaries
+                    if node.address in unseen
+                },
+                slots=store.unserved,
+            )
             store.nodes = [node for node in store.nodes if node.address not in unseen]
-            yield judge_fleet(await gather_clients(store))
-            async with aclosing(_examine_use(request, store, missing, patient)) as checks:
+            yield hidden.at_servers(judge_fleet(await gather_clients(store)))
+            async with aclosing(_examine_use(request, store, hidden, patient)) as checks:
                 async for check in checks:
                     yield check
     except StoreError as error:
@@ -210,24 +243,24 @@ async def _examine(request: _Request, patient: Patient) -> AsyncGenerator[Check]
 
 
 async def _examine_use(
-    request: _Request, store: Store, missing: Mapping[str, str], patient: Patient
+    request: _Request, store: Store, hidden: _Hidden, patient: Patient
 ) -> AsyncGenerator[Check]:
-    """``missing``: the primaries that do not answer, and why. Nothing of theirs is seen."""
     namespace = request.namespace
     if not namespace:
         for check in judge_router(await gather_router(request.url, _NO_NAMESPACE, store)):
-            yield check
+            yield hidden.at_primaries(check)
         why = "without --namespace they are not looked at"
         yield Check("data", f"rights, keys and pods: {why}", skipped=True)
         return
     wanted = rights(namespace, request.user, cluster=store.cluster)
-    yield judge_rights(await gather_rights(store, wanted))
+    yield hidden.at_servers(judge_rights(await gather_rights(store, wanted)))
     for check in judge_router(await gather_router(request.url, namespace, store)):
-        yield check
+        yield hidden.at_primaries(check)
     seen = Keyspace()
     if request.keys:
         seen = await _look(store, namespace, request.idle)
-        seen.missing.update(missing)
+        seen.missing.update(hidden.primaries)
+        seen.unserved = hidden.slots
         patient.flawed = seen.repairable
         others = [] if seen.scanned or not seen.complete else await look_for_namespaces(store)
         yield judge_keys(seen, namespace, others, show_uids=request.show_uids)
@@ -238,7 +271,7 @@ async def _examine_use(
         found,
         unread,
         numbers,
-        complete=seen.complete and not missing,
+        complete=seen.complete and not hidden.keys and not unread,
         idle=seen.idle if request.idle is not None else None,
         idle_untold=seen.idle_untold,
     )

@@ -10,6 +10,7 @@ from difflib import SequenceMatcher
 from functools import partial
 from typing import Final
 
+from ..._contract.error_replies import meaning
 from ..._contract.pod_states import ROUTABLE, gone, rejections
 from ..._contract.replies import masked_key
 from ..._pods.policies import capacity_of
@@ -18,7 +19,7 @@ from ...types import UNKNOWN, Pod
 from ..common import at_service, counted
 from ..keyspace import FLAWS, Keyspace
 from ..pods import in_numbers
-from .findings import Check, Finding, listed
+from .findings import Check, Finding, listed, remedy_of_code
 
 __all__ = ["judge_keys", "judge_pods"]
 
@@ -88,8 +89,8 @@ def judge_keys(
         findings.append(
             Finding(
                 "error" if why != "NOPERM" else "warning",
-                f"the keys of {server} could not be looked at ({why})",
-                "give the right to SCAN" if why == "NOPERM" else "see above, and run it again",
+                f"the keys of {server} could not all be looked at ({_with_meaning(why)})",
+                remedy_of_code(why, "SCAN, and to read keys of each kind"),
             )
         )
     for server, why in seen.missing.items():
@@ -98,6 +99,14 @@ def judge_keys(
                 "error",
                 f"nothing is known of the keys of {server}, which does not answer ({why})",
                 "bring it back, and run it again",
+            )
+        )
+    if seen.unserved:
+        findings.append(
+            Finding(
+                "error",
+                f"nothing is known of the keys of {counted(seen.unserved, 'slot')}, which no server serves",
+                remedy_of_code("CLUSTERDOWN", ""),
             )
         )
     if seen.moved:
@@ -115,6 +124,11 @@ def judge_keys(
     if seen.claims:
         summary += f", {counted(seen.claims, 'claim')}"
     return Check("keys", summary, tuple(findings))
+
+
+def _with_meaning(code: str) -> str:
+    said = meaning(code)
+    return f"{code}: {said}" if said else code
 
 
 def _likeness(mistyped: str, name: str) -> float:
@@ -191,8 +205,10 @@ def judge_pods(
         found.append(
             Finding(
                 "warning",
-                f"idle links could not all be counted ({view.idle_untold})",
-                "give the right to OBJECT IDLETIME; servers with an LFU policy do not know it",
+                f"idle links could not all be counted ({_with_meaning(view.idle_untold)})",
+                "servers with an LFU maxmemory-policy do not tell it"
+                if view.idle_untold == "ERR"
+                else remedy_of_code(view.idle_untold, "OBJECT IDLETIME"),
             )
         )
     return [*checks, Check("links", partial + total, tuple(found), skipped=not view.complete)]

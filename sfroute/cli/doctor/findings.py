@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from ...errors import StoreUnavailable
+from ..nodes import REFUSALS
 
-__all__ = ["Check", "Finding", "listed", "remedy_of"]
+__all__ = ["Check", "Finding", "listed", "remedy_of", "remedy_of_code"]
 
 Severity = Literal["error", "warning"]
+
+_SEE_SERVERS = "see what is said of the servers and the slots above"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,12 @@ class Check:
             return "warning"
         return "skipped" if self.skipped else "ok"
 
+    def of_some(self) -> Check:
+        """The same where a server does not answer: what nobody has seen is not ok."""
+        if self.skipped:
+            return self
+        return replace(self, summary=f"not all could be seen: {self.summary}", skipped=True)
+
     def fields(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -75,5 +84,12 @@ def listed(names: Sequence[object], most: int = 4) -> str:
 def remedy_of(error: Exception) -> str:
     """What to do about a call that failed."""
     if isinstance(error, StoreUnavailable):
-        return "see what is said of the servers above"
+        return _SEE_SERVERS
     return "see what is said of the rights and the keys"
+
+
+def remedy_of_code(code: str, right: str) -> str:
+    """What to do about a command that a server refused, or did not answer: only for a lack of rights it is a right."""
+    if code in REFUSALS:
+        return f"give the right to {right}; docs/how-to/secure.md has the whole rule"
+    return f"{_SEE_SERVERS}, and run it again"

@@ -28,15 +28,16 @@ def judge_servers(
 ) -> list[Check]:
     """All checks of the servers."""
     answering = [server for server in servers if server.trouble is None]
-    return [
-        _reachable(servers, silent),
-        _slots(servers, cluster=cluster),
+    each = [
         _replicas(servers),
         _versions(answering),
         _clocks(answering, pod_timeout),
         _memory(answering),
         _disks(answering),
     ]
+    if len(answering) < len(servers):
+        each = [check.of_some() for check in each]
+    return [_reachable(servers, silent), _slots(servers, cluster=cluster), *each]
 
 
 def _reachable(servers: Sequence[ServerFacts], silent: Mapping[Address, str]) -> Check:
@@ -80,14 +81,10 @@ def _reachable(servers: Sequence[ServerFacts], silent: Mapping[Address, str]) ->
 def _slots(servers: Sequence[ServerFacts], *, cluster: bool) -> Check:
     if not cluster:
         return _single(servers)
-    covered = {slot for server in servers for part in server.slots for slot in part}
-    answered = {
-        slot
-        for server in servers
-        if server.trouble is None
-        for part in server.slots
-        for slot in part
-    }
+    answering = [server for server in servers if server.trouble is None]
+    # A server whose cluster_state is not ok refuses every command on a key, of the slots that it has, too.
+    serving = [server for server in answering if server.cluster_state == "ok"]
+    covered, answered, served = map(_slots_of, (servers, answering, serving))
     findings = []
     if silent := len(covered) - len(answered):
         findings.append(
@@ -108,16 +105,52 @@ def _slots(servers: Sequence[ServerFacts], *, cluster: bool) -> Check:
                 "bring their server back, or give the slots to another (redis-cli --cluster fix)",
             )
         )
-    down = [server.address for server in servers if server.cluster_state != "ok"]
-    if down:
-        findings.append(
-            Finding(
-                "error",
-                f"cluster_state is not ok at {listed(down)}",
-                "see CLUSTER NODES there: a majority of the primaries, and every slot, must be served",
-            )
+    if down := [server.address for server in answering if server.cluster_state != "ok"]:
+        findings.append(_down(down, servers))
+    return Check("slots", _share(len(served)), tuple(findings))
+
+
+def _slots_of(servers: Sequence[ServerFacts]) -> set[int]:
+    return {slot for server in servers for part in server.slots for slot in part}
+
+
+def _share(served: int) -> str:
+    """How many slots are served, and so about what share of the users fails: uids are spread evenly."""
+    told = f"{served} of {SLOTS} slots are served"
+    if served == SLOTS:
+        return told
+    if not served:
+        return f"{told}: calls fail for every user"
+    percent = 100 * (SLOTS - served) / SLOTS
+    return f"{told}: calls fail for {f'about {percent:.0f}' if percent >= 1 else 'less than 1'} % of the users"
+
+
+def _down(down: Sequence[Address], servers: Sequence[ServerFacts]) -> Finding:
+    """Nodes that refuse every command on a key (CLUSTERDOWN)."""
+    primaries = [server for server in servers if server.slots]
+    answering = sum(server.trouble is None for server in primaries)
+    whole = len(_slots_of([server for server in servers if server.trouble is None])) == SLOTS
+    told = (
+        f"the cluster is down at {listed(down)}: they refuse every command on a key (CLUSTERDOWN)"
+    )
+    if primaries and 2 * answering <= len(primaries):
+        return Finding(
+            "error",
+            f"{told}, because only {answering} of {counted(len(primaries), 'primary')} answer: it takes a majority",
+            "bring the others back; if they are lost, CLUSTER FAILOVER TAKEOVER at a replica of each",
         )
-    return Check("slots", f"{len(answered)} of {SLOTS} slots are served", tuple(findings))
+    if not whole:
+        return Finding(
+            "error",
+            f"{told}, because not every slot is served and cluster-require-full-coverage is on",
+            "get those slots served; meanwhile CONFIG SET cluster-require-full-coverage no, at every server, "
+            "lets the others serve theirs",
+        )
+    return Finding(
+        "error",
+        f"{told}. From here all primaries can be reached",
+        "wait for some seconds, and run it again; then see CLUSTER NODES there: whom it cannot reach",
+    )
 
 
 def _single(servers: Sequence[ServerFacts]) -> Check:
@@ -161,7 +194,10 @@ def _replicas(servers: Sequence[ServerFacts]) -> Check:
                 "see its log; until then it falls behind and should not take over",
             )
         )
-    count = sum(not server.primary for server in servers)
+    # A node without slots is listed with the replicas, and may be none.
+    count = sum(
+        not server.primary and server.info.get("role", "slave") == "slave" for server in servers
+    )
     return Check("replicas", counted(count, "replica"), tuple(findings))
 
 

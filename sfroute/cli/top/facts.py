@@ -13,7 +13,7 @@ from ...errors import SfrouteError
 from ...telemetry import PodsSeen
 from ...types import Pod
 from ..keyspace import count_links
-from ..nodes import NODE_ERRORS, Node, code_of, open_store
+from ..nodes import Node, code_of, open_store
 from ..pods import pods_in_numbers
 
 __all__ = ["Counters", "Frame", "LinkCount", "NodeRates", "Watcher", "rates"]
@@ -220,8 +220,6 @@ class Watcher:
             async with open_store(self._url) as store:
                 by_pod = await count_links(store, self._namespace, self._service, _nothing)
             self.links, self.link_trouble = LinkCount(by_pod, time.monotonic()), None
-        except NODE_ERRORS as error:
-            self.link_trouble = f"the links cannot be counted ({code_of(error)})"
         except SfrouteError as error:
             self.link_trouble = str(error)
 

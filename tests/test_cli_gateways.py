@@ -15,7 +15,7 @@ from support.command import Outcome, sfroute
 from support.rights import PASSWORD, give_rights, rule_of, url_of
 
 from sfroute import CacheConfig, PlacementConfig, Router, RouterConfig
-from sfroute._contract.introduction import Introduction, introduce
+from sfroute._contract.introduction import AGENT_NAME, Introduction, introduce
 from sfroute._contract.keys import CONTRACT_VERSION
 from sfroute._version import __version__
 from sfroute.cli.clients import Clients, ConnectedRouter, Program, differing
@@ -182,6 +182,38 @@ def test_the_doctor_says_how_many_are_connected(cluster: LocalCluster) -> None:
     (fleet,) = [check for check in checks if check["check"] == "fleet"]
     assert fleet["verdict"] == "ok"
     assert fleet["summary"] == f"1 router connected, of sfroute {__version__}"
+
+
+def test_the_doctor_warns_of_settings_that_differ(cluster: LocalCluster) -> None:
+    with ExitStack() as stack:
+        for pod_timeout in (6.0, 6.0, 9.0):
+            opened(stack, cluster, "differing", pod_timeout=pod_timeout)
+        done = sfroute("doctor", "--json", "--url", cluster.url)
+        strict = sfroute("doctor", "--strict", "--url", cluster.url)
+    (fleet,) = [check for check in done.json_lines if check["check"] == "fleet"]
+    (finding,) = fleet["findings"]
+    assert (done.code, finding["severity"], strict.code) == (0, "warning", 1)
+    assert finding["text"] == "the routers differ in pod_timeout: 6 at 2 routers, 9 at 1 router"
+    assert "sfroute gateways" in finding["remedy"]
+
+
+def test_the_defaults_of_an_agent_which_places_nobody_are_no_difference(
+    cluster: LocalCluster,
+) -> None:
+    with ExitStack() as stack:
+        for _ in range(2):
+            opened(stack, cluster, "patient", pod_timeout=9.0)
+        opened(stack, cluster, AGENT_NAME)
+        assert gateways(cluster).code == 0
+        checks = sfroute("doctor", "--json", "--url", cluster.url).json_lines
+        assert [check["findings"] for check in checks if check["check"] == "fleet"] == [[]]
+        # Its version does count.
+        older = introduce(RouterConfig(client_name=AGENT_NAME), "77")
+        pretend(stack, cluster, older.replace(__version__, "0.0.1"))
+        done = gateways(cluster)
+        assert done.code == 3
+        assert any(line.startswith(f"version: {__version__} at ") for line in done.lines)
+        assert not any(line.startswith("pod_timeout: ") for line in done.lines)
 
 
 def test_a_long_name_is_shortened(cluster: LocalCluster) -> None:

@@ -21,7 +21,17 @@ from .._version import __version__
 from ..config import RouterConfig
 from .keys import CONTRACT_VERSION
 
-__all__ = ["SETTINGS", "Introduction", "introduce", "read_introduction", "with_figures"]
+__all__ = [
+    "AGENT_NAME",
+    "SETTINGS",
+    "Introduction",
+    "introduce",
+    "read_introduction",
+    "with_figures",
+]
+
+AGENT_NAME: Final = "sfroute-agent"
+"""The name of the router of ``sfroute agent``. It places nobody, so its settings decide no answer."""
 
 SETTINGS: Final = (
     ("placement", "persist_seconds"),

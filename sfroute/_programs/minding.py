@@ -18,6 +18,7 @@ from typing import Final
 
 import uvloop
 
+from .._contract.introduction import AGENT_NAME
 from .._contract.keys import check_persist_seconds
 from .._fronts.agent import AsyncPodAgent
 from .._fronts.router import AsyncRouter
@@ -34,7 +35,6 @@ __all__ = ["NOT_FOUND", "Minding", "mind", "pod_of_host_name"]
 
 _log = logging.getLogger("sfroute.agent")
 
-CLIENT_NAME: Final = "sfroute-agent"
 RETRY_SECONDS: Final = 0.25
 STARTING_SECONDS: Final = 0.1
 """Between two looks at a child that is not healthy yet."""
@@ -95,7 +95,7 @@ def mind(minding: Minding, command: Sequence[str], announce: Callable[[list[str]
         urls = [url_of(listener) for listener in listeners]
 
         async def main() -> int:
-            router = AsyncRouter.from_url(minding.url, config=RouterConfig(client_name=CLIENT_NAME))
+            router = AsyncRouter.from_url(minding.url, config=RouterConfig(client_name=AGENT_NAME))
             try:
                 minder = _Minder(minding, router)
                 server = Server(minder.app, grace=1.0, signals=False)

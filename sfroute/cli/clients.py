@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from .._contract.introduction import Introduction, read_introduction
+from .._contract.introduction import AGENT_NAME, Introduction, read_introduction
 from .._net.dialer import Address
 from .common import CLIENT_NAME
 from .nodes import Node, Store, code_of
@@ -59,7 +59,13 @@ class ConnectedRouter:
     @property
     def values(self) -> dict[str, str]:
         """What is compared between routers."""
-        return {"version": self.said.version, "contract": self.said.contract, **self.said.settings}
+        settings = {} if self.places_nobody else self.said.settings
+        return {"version": self.said.version, "contract": self.said.contract, **settings}
+
+    @property
+    def places_nobody(self) -> bool:
+        """It is that of ``sfroute agent``: it has the defaults, whatever the gateways have, and needs no others."""
+        return self.said.name == AGENT_NAME
 
     def add(self, server: str, said: Introduction, fields: Mapping[str, str]) -> None:
         """One of its connections."""
@@ -160,12 +166,17 @@ def _greater(one: int | None, other: int | None) -> int | None:
 
 
 def differing(routers: Sequence[ConnectedRouter]) -> Differences:
-    """What the routers do not agree on, each value with the routers that have it: the most frequent first."""
+    """What the routers do not agree on, each value with the routers that have it: the most frequent first.
+
+    The one rule of ``sfroute gateways`` and ``sfroute doctor``.
+    """
     found: Differences = {}
     for name in dict.fromkeys(name for router in routers for name in router.values):
         having: dict[str, list[str]] = {}
         for router in routers:
-            having.setdefault(router.values.get(name, UNTOLD), []).append(router.said.router)
+            values = router.values
+            if name in values or not router.places_nobody:
+                having.setdefault(values.get(name, UNTOLD), []).append(router.said.router)
         if len(having) > 1:
             found[name] = dict(sorted(having.items(), key=lambda pair: (-len(pair[1]), pair[0])))
     return found

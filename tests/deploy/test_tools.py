@@ -106,6 +106,26 @@ def test_what_the_image_copies_is_enough_to_install_the_package(tmp_path: Path) 
     assert any(name.startswith("sfroute/lua_scripts/") for name in names)
 
 
+def test_the_images_hold_compiled_modules_that_depend_on_the_sources_alone(tmp_path: Path) -> None:
+    """The same layers, whenever they are built. No container can keep what it compiles."""
+    built = "/opt/sfroute/lib"
+    folder = tmp_path / "sfroute"
+    shutil.copytree(ROOT / "sfroute", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for stage in ("build", "build-example"):
+        compiling = stages()[stage][-1].rpartition(" && ")[2].split()
+        assert (compiling[0], compiling[-1]) == ("/opt/sfroute/bin/python", built)
+        command = [sys.executable, *compiling[1:-1], str(folder)]
+        made: list[dict[Path, bytes]] = []
+        for time in (10**9, 2 * 10**9):
+            for file in folder.rglob("*.py"):
+                os.utime(file, (time, time))
+            subprocess.run(command, check=True)
+            made.append({file: file.read_bytes() for file in folder.rglob("*.pyc")})
+            for file in made[-1]:
+                file.unlink()
+        assert made[0] == made[1] != {}
+
+
 def test_the_images_run_what_the_manifests_say() -> None:
     instructions = stages()
     assert 'ENTRYPOINT ["sfroute"]' in instructions["sfroute"]

@@ -47,6 +47,38 @@ def test_it_shows_its_plan_and_moves_users_whom_no_pod_has(operator: Operator) -
     assert "skew 1.00" in operator("balance").out
 
 
+def test_what_is_balanced_is_what_a_rebalance_leaves_alone(operator: Operator) -> None:
+    fill(operator, {0: 20, 1: 0})
+    done = operator("balance")
+    assert done.code == 0
+    assert done.out.endswith(
+        "20 links, skew 2.00\nnot balanced: `sfroute rebalance` would move 8 users; "
+        "`sfroute rebalance --dry-run` shows from where to where\n"
+    )
+    told = operator("balance", "--json").json_lines[-1]
+    assert (told["balanced"], told["to_move"]) == (False, 8)
+    assert operator("rebalance", "--dry-run", "--json").json["planned"] == 8
+    assert operator("rebalance", "--yes").code == 0
+    assert operator("balance").out.endswith("balanced: `sfroute rebalance` would move nobody\n")
+    told = operator("balance", "--json").json_lines[-1]
+    assert (told["balanced"], told["to_move"]) == (True, 0)
+
+
+def test_full_pods_are_as_balanced_as_can_be(operator: Operator) -> None:
+    operator.report(0, '{"status": "Running", "max_claims": 4, "claims": 4}')
+    operator.report(1, '{"status": "Running", "max_claims": 1, "claims": 1}')
+    for number in range(5):
+        operator.link(f"user-{number}", int(number == 4))
+    assert "would move nobody" in operator("balance").out
+    assert operator("rebalance", "--dry-run", "--json").json["planned"] == 0
+
+
+def test_where_nobody_is_nothing_is_said_of_balance(operator: Operator) -> None:
+    operator.report(0)
+    assert "balanced" not in operator("balance").out
+    assert operator("balance", "--json").json_lines[-1]["balanced"] is None
+
+
 def test_it_asks_first(operator: Operator) -> None:
     fill(operator, {0: 20, 1: 0})
     done = operator("rebalance")

@@ -180,8 +180,8 @@ def configuration() -> str:
     parts.append("Parameters of `PodMiddleware`, for pods.\n")
     parts.append("\n".join([HEAD, *parameter_rows(PodMiddleware)]) + "\n")
     parts.append(
-        "## pytest\n\nOptions of the project's pytest configuration, for the fixtures that `pip install "
-        "'sfroute[embedded]'` brings; see [test your gateway](../how-to/test-your-gateway.md).\n"
+        "## pytest\n\nOptions of the project's pytest configuration, for the fixtures that the extra "
+        "`embedded` brings; see [test your gateway](../how-to/test-your-gateway.md).\n"
     )
     parts.append(
         "\n".join(["| option | default | meaning |", "|---|---|---|", *recorded.rows]) + "\n"

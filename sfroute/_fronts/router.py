@@ -38,6 +38,7 @@ from .._operations.raw_scripts import run_script
 from .._operations.rebalancing import Rebalance, check_max_skew, check_patience
 from .._operations.terms import RouteTerms, checked_exclude, checked_wait
 from .._operations.watching import pod_changes
+from .._pods.balance import MAX_SKEW
 from .._pods.policies import Policy, check_policy
 from ..config import RouterConfig
 from ..errors import InvalidArgument, RouterClosed
@@ -586,7 +587,7 @@ class AsyncRouter:
         namespace: str,
         service: str,
         *,
-        max_skew: float = 1.2,
+        max_skew: float = MAX_SKEW,
         rate: float | None = None,
         idle_only: bool = False,
         dry_run: bool = False,

@@ -21,6 +21,7 @@ from .._net.targets import AnyClient, StoreTarget, target_of_client, target_of_u
 from .._net.timeouts import check_timeout
 from .._operations.engine import checked_config
 from .._operations.terms import checked_exclude
+from .._pods.balance import MAX_SKEW
 from .._pods.policies import Policy
 from ..config import RouterConfig
 from ..errors import RouterClosed
@@ -596,7 +597,7 @@ class Router:
         namespace: str,
         service: str,
         *,
-        max_skew: float = 1.2,
+        max_skew: float = MAX_SKEW,
         rate: float | None = None,
         idle_only: bool = False,
         dry_run: bool = False,

@@ -14,7 +14,6 @@ Who may touch it: only the event loop.
 from __future__ import annotations
 
 import asyncio
-import math
 import sys
 from collections import Counter
 from collections.abc import AsyncGenerator
@@ -25,8 +24,7 @@ from .._commands.command import Command
 from .._contract.keys import link_key, rebalance_key
 from .._contract.pod_states import ROUTABLE
 from .._net.connection import encode
-from .._pods.balance import Flows, Member, plan_moves, skew_of_members
-from .._pods.policies import capacity_of
+from .._pods.balance import Flows, members, plan_moves, skew_of_members
 from ..errors import InvalidArgument
 from ..types import RebalanceProgress
 from .engine import Engine, Parts
@@ -134,20 +132,13 @@ class Rebalance:
             for pod in view.pods.values()
             if pod.status in ROUTABLE and pod.id not in view.gone and pod.id not in view.emptied
         ]
-        counts = await self._counted(parts)
-        members = []
-        for pod in pods:
-            room: float = math.inf if pod.room is None else pod.room
-            if pod.max_claims is not None:
-                # Users on their way have no claim yet.
-                room = max(0, min(room, pod.max_claims - counts[pod.id]))
-            members.append(Member(pod.id, counts[pod.id], capacity_of(pod), room))
-        plan = plan_moves(members, self._max_skew)
+        spread = members(pods, await self._counted(parts))
+        plan = plan_moves(spread, self._max_skew)
         now = self.progress
         self.progress = replace(
             now,
             plan=plan,
-            skew=skew_of_members(members) if now.skew is None else now.skew,
+            skew=skew_of_members(spread) if now.skew is None else now.skew,
             planned=now.gone + sum(moves.users for moves in plan),
         )
         return Flows(plan)

@@ -15,12 +15,16 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from ..types import PlannedMoves
+from ..types import PlannedMoves, Pod
+from .policies import capacity_of
 
-__all__ = ["Flows", "Member", "plan_moves", "skew_of_members"]
+__all__ = ["MAX_SKEW", "Flows", "Member", "members", "plan_moves", "skew_of_members"]
+
+MAX_SKEW: Final = 1.2
+"""What counts as even enough, where nobody says otherwise."""
 
 _STEPS: Final = 100
 """Halvings of an interval between two floats: enough for any two."""
@@ -52,6 +56,19 @@ class Member(NamedTuple):
         # A share that was computed from a whole number of users must give that number again.
         bound = math.floor(users + 1e-9 * max(1.0, users))
         return int(min(bound, self.links + self.room))
+
+
+def members(pods: Iterable[Pod], links: Mapping[int, int]) -> list[Member]:
+    """These pods, each of which takes users, with their links by pod id."""
+    made = []
+    for pod in pods:
+        count = links.get(pod.id, 0)
+        room: float = math.inf if pod.room is None else pod.room
+        if pod.max_claims is not None:
+            # Users on their way have no claim yet.
+            room = max(0, min(room, pod.max_claims - count))
+        made.append(Member(pod.id, count, capacity_of(pod), room))
+    return made
 
 
 def skew_of_members(members: Iterable[Member]) -> float | None:

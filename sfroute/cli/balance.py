@@ -10,7 +10,7 @@ import typer
 
 from .._contract.keys import check_service_names
 from .._contract.pod_states import gone, rejections
-from .._pods.balance import Member, skew_of_members
+from .._pods.balance import MAX_SKEW, Member, members, plan_moves, skew_of_members
 from .._pods.policies import capacity_of
 from ..types import Pod
 from .common import (
@@ -43,10 +43,11 @@ def balance(
     service: Service = "",
     as_json: AsJson = False,
 ) -> None:
-    """Show how many users each pod of a service has, as bars, and how even that is.
+    """Show how many users each pod of a service has, as bars, and whether that is even enough.
 
-    The skew compares the fullest pod with an even share among the pods that take users, by capacity. 1.0 is even;
-    `sfroute rebalance` makes it so. All links are counted, which scans all keys.
+    The skew compares the fullest pod with an even share among the pods that take users, by capacity. 1.0 is even. It is
+    balanced if `sfroute rebalance` would move nobody: up to 1.2, and above it where whole users or full pods leave no
+    better spread. All links are counted, which scans all keys.
 
     Exit code 3 if no pod has reported and there are no links.
     """
@@ -59,21 +60,47 @@ def balance(
         return pods, await link_counts(url, namespace, service) or {}
 
     pods, links = run(work())
-    rows, skew = _rows(pods, links, pod_timeout), skew_of(pods, links, pod_timeout)
+    rows, spread = _rows(pods, links, pod_timeout), _spread(pods, links, pod_timeout)
+    skew = skew_of_members(spread)
+    to_move = sum(moves.users for moves in plan_moves(spread, MAX_SKEW))
     total = sum(links.values())
     if as_json:
         for row in rows:
             sys.stdout.write(as_json_line(row))
-        summary = {"links": total, "skew": skew, "elsewhere": _elsewhere(rows)}
+        balanced = None if skew is None else not to_move
+        summary = {
+            "links": total,
+            "skew": skew,
+            "elsewhere": _elsewhere(rows),
+            "balanced": balanced,
+            "to_move": to_move,
+        }
         sys.stdout.write(as_json_line(summary))
     elif rows:
         _show(rows)
         even = "" if skew is None else f", skew {skew:.2f}"
         lost = f"; {_elsewhere(rows):,} at pods that are gone" if _elsewhere(rows) else ""
         write(f"{counted(total, 'link')}{even}{lost}")
+        if skew is not None:
+            write(_verdict(to_move))
     if not rows:
         complain(f"no pod of {service!r} in namespace {namespace!r} has reported or has links")
         raise typer.Exit(NO)
+
+
+def _verdict(to_move: int) -> str:
+    if not to_move:
+        return "balanced: `sfroute rebalance` would move nobody"
+    return (
+        f"not balanced: `sfroute rebalance` would move {counted(to_move, 'user')}; "
+        "`sfroute rebalance --dry-run` shows from where to where"
+    )
+
+
+def _spread(pods: Mapping[int, Pod], links: Mapping[int, int], pod_timeout: float) -> list[Member]:
+    """The pods that take users."""
+    rejected = rejections(pods, gone(pods, pod_timeout))
+    return members((pod for number, pod in pods.items() if number not in rejected), links)
 
 
 def skew_of(pods: Mapping[int, Pod], links: Mapping[int, int], pod_timeout: float) -> float | None:
@@ -81,12 +108,7 @@ def skew_of(pods: Mapping[int, Pod], links: Mapping[int, int], pod_timeout: floa
 
     None if none has any. Pure.
     """
-    rejected = rejections(pods, gone(pods, pod_timeout))
-    return skew_of_members(
-        Member(number, links.get(number, 0), capacity_of(pod))
-        for number, pod in pods.items()
-        if number not in rejected
-    )
+    return skew_of_members(_spread(pods, links, pod_timeout))
 
 
 def _rows(

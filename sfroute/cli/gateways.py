@@ -47,7 +47,9 @@ def gateways(
     """Show which routers are connected, and mark where they differ: why do my gateways disagree?
 
     Every router counts, those of pods too: each says its versions and its settings in the name of its connections,
-    which CLIENT LIST shows. PUSHED: how many servers push to it what changes, of those that it is connected to.
+    which CLIENT LIST shows. PUSHED: how many servers push to it what changes, of those that it is connected to. A
+    router asks for that where it looks links up: fewer is normal for one that looks up little, and 0 for one that only
+    writes. 0 is also that tracking is refused or switched off; then answers are kept for less time.
     ENTRIES: the answers in its cache. LAG: its slowest heartbeat of late; it says both every ten seconds. IDLE: how
     long ago a server heard of it. DIFFERS: in how many settings it is not like most. Programs without sfroute come as
     CLIENT LIST has them.

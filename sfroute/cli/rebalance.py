@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .._contract.keys import check_service_names
+from .._pods.balance import MAX_SKEW
 from ..types import RebalanceProgress
 from .common import (
     FAILED,
@@ -40,7 +41,7 @@ def rebalance(
         typer.Option(
             help="The most users that a pod may have, by its capacity, as a multiple of an even share; from 1.",
         ),
-    ] = 1.2,
+    ] = MAX_SKEW,
     rate: Annotated[
         float | None,
         typer.Option(help="Users per second at most; the default is no limit."),

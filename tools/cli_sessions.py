@@ -288,14 +288,20 @@ def record(at: World) -> dict[Words, str]:
         ("drain",): lines("sfroute drain 1", "sfroute drain 1 --undo"),
         ("evacuate",): lines("sfroute evacuate 3 --dry-run", "sfroute evacuate 3 --yes"),
         ("where",): lines("sfroute where grace"),
-        ("balance",): lines("sfroute balance"),
-        ("rebalance",): lines(
-            "sfroute rebalance --max-skew 1.01 --dry-run", "sfroute rebalance --max-skew 1.01 --yes"
-        ),
+        ("balance",): balance(at),
+        ("rebalance",): lines("sfroute rebalance --dry-run", "sfroute rebalance --yes"),
         ("links",): lines("sfroute link set alan 7 --force", "sfroute links --pod 7"),
         ("forget",): lines("sfroute forget alan --yes"),
         ("prune",): lines("sfroute prune --idle 30d --dry-run"),
     }
+
+
+def balance(at: World) -> str:
+    """After an outage of pod 1. What the evacuation has moved, and where to, is chance: here the plan has one line."""
+    for number in range(1200):
+        pod = 0 if number % 2 else 1 if number % 6 == 0 else 2
+        at.router.set_linked_pod(NAMESPACE, f"user-{number}", SERVICE, pod)
+    return at.run("sfroute balance")
 
 
 @contextmanager

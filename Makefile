@@ -231,7 +231,7 @@ test-lowest: ## run the tests with the lowest versions that pyproject.toml admit
 OTHER_PYTHON := tests/test_operations.py tests/test_targets.py tests/test_cli.py tests/test_documents.py tests/test_fronts.py \
 	tests/test_cache.py tests/test_keys.py tests/test_replies.py tests/test_retries.py tests/test_lifecycle.py \
 	tests/test_bad_input.py tests/test_claim_scripts.py tests/test_deadlines.py tests/coherence tests/placement \
-	tests/telemetry tests/web/test_wsgi.py tests/web/test_asgi.py
+	tests/telemetry tests/web/test_wsgi.py tests/web/test_asgi.py tests/test_native.py tests/test_hot_calls.py
 
 .PHONY: test-python
 test-python: ## run a broad part of the tests with another interpreter: PYTHON=python3.13

@@ -195,7 +195,9 @@ def test_state_writes_and_reads_the_strings_as_they_are(operator: Operator) -> N
 
 def test_state_of_nobody_exits_with_3(operator: Operator) -> None:
     done = operator("state", "get")
-    assert done == (3, "", "sfroute: no pod of 'chat' has reported a state\n")
+    assert (done.code, done.out) == (3, "")
+    where = f"'chat' in namespace '{operator.namespace}'"
+    assert done.err.startswith(f"sfroute: no pod of {where} has reported a state\n")
     operator.report(0)
     done = operator("state", "get", "7")
     assert done == (3, "", "sfroute: pod 7 of 'chat' has reported no state\n")

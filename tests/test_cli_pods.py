@@ -183,7 +183,9 @@ def test_pods_in_json_have_all_fields(operator: Operator) -> None:
 
 def test_pods_of_a_service_that_nobody_reports_exit_with_3(operator: Operator) -> None:
     where = f"'chat' in namespace '{operator.namespace}'"
-    assert operator("pods") == (3, "", f"sfroute: no pod of {where} has reported a state\n")
+    done = operator("pods")
+    assert (done.code, done.out) == (3, "")
+    assert done.err.startswith(f"sfroute: no pod of {where} has reported a state\n")
 
 
 def test_tables_fit_80_columns(operator: Operator) -> None:

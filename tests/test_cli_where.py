@@ -135,9 +135,16 @@ def test_balance_draws_a_bar_for_each_pod(operator: Operator) -> None:
         ["2", "5", "-", "#" * 5, "takes", "nobody"],
         ["3", "5", "-", "#" * 5, "gone"],
         ["60", "links,", "skew", "1.20;", "5", "at", "pods", "that", "are", "gone"],
+        ["balanced:", "`sfroute", "rebalance`", "would", "move", "nobody"],
     ]
     *pods, summary = operator("balance", "--json").json_lines
-    assert summary == {"links": 60, "skew": 1.2, "elsewhere": 5}
+    assert summary == {
+        "links": 60,
+        "skew": 1.2,
+        "elsewhere": 5,
+        "balanced": True,
+        "to_move": 0,
+    }
     assert [row["links"] for row in pods] == [20, 30, 5, 5]
 
 

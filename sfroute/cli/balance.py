@@ -6,21 +6,17 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
-import typer
-
 from .._contract.keys import check_service_names
 from .._contract.pod_states import gone, rejections
 from .._pods.balance import MAX_SKEW, Member, members, plan_moves, skew_of_members
 from .._pods.policies import capacity_of
 from ..types import Pod
 from .common import (
-    NO,
     AsJson,
     Namespace,
     Service,
     Url,
     as_json_line,
-    complain,
     counted,
     open_router,
     plain_table,
@@ -29,6 +25,7 @@ from .common import (
     show,
     write,
 )
+from .nothing import end_with_nothing
 from .pods import POD_TIMEOUT, PodTimeout, link_counts, router_config
 
 __all__ = ["balance", "skew_of"]
@@ -84,8 +81,8 @@ def balance(
         if skew is not None:
             write(_verdict(to_move))
     if not rows:
-        complain(f"no pod of {service!r} in namespace {namespace!r} has reported or has links")
-        raise typer.Exit(NO)
+        text = f"no pod of {service!r} in namespace {namespace!r} has reported or has links"
+        end_with_nothing(text, url=url, namespace=namespace, service=service)
 
 
 def _verdict(to_move: int) -> str:

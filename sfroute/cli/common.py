@@ -13,6 +13,8 @@ import sys
 import threading
 import unicodedata
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from difflib import SequenceMatcher
+from functools import partial
 from typing import Annotated, Any, Final, TypeVar
 
 import typer
@@ -43,6 +45,8 @@ __all__ = [
     "console",
     "counted",
     "discard_output",
+    "likely",
+    "listed",
     "open_router",
     "plain_table",
     "plural",
@@ -283,6 +287,21 @@ def as_json_line(fields: object) -> str:
     """One line of JSON. Whatever is not fit for a terminal is escaped, so readers get it back unchanged."""
     text = json.dumps(fields, ensure_ascii=False, allow_nan=False)
     return _without_unprintable(text, _json_escape) + "\n"
+
+
+def listed(names: Sequence[object], most: int = 4) -> str:
+    """A few of the names, and how many more there are."""
+    shown = ", ".join(str(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def likely(names: Iterable[str], mistyped: str) -> str:
+    """Names that exist, those first that are most like the one that does not."""
+    return listed(sorted(names, key=partial(_likeness, mistyped), reverse=True), 10)
+
+
+def _likeness(mistyped: str, name: str) -> float:
+    return SequenceMatcher(None, mistyped, name).ratio()
 
 
 def complain(text: str) -> None:

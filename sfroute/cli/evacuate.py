@@ -14,7 +14,6 @@ from .._contract.pod_states import gone, rejections
 from ..types import EvacuationProgress
 from .common import (
     FAILED,
-    NO,
     AsJson,
     Idle,
     Namespace,
@@ -31,6 +30,7 @@ from .common import (
     run,
     write,
 )
+from .nothing import end_with_nothing
 from .pods import POD_TIMEOUT, PodTimeout, router_config
 from .progress import counting
 
@@ -86,8 +86,8 @@ def evacuate(
         # Most likely a mistyped id: success would let its operator stop a pod that still has users.
         if as_json:
             _tell(evacuation, "", as_json=True)
-        complain(f"pod {pod} has reported no state, and no link leads to it")
-        raise typer.Exit(NO)
+        text = f"pod {pod} has reported no state, and no link leads to it"
+        end_with_nothing(text, url=url, namespace=namespace, service=service)
     if dry_run:
         sentence = f"{counted(found, 'link')} to pod {pod}{_idle_words(unused, 'more idle')}"
         _tell(evacuation, f"{sentence}; nothing was changed", as_json=as_json)

@@ -19,6 +19,7 @@ from .common import (
     as_json_line,
     complain,
     counted,
+    listed,
     plain_table,
     printable,
     require,
@@ -26,7 +27,6 @@ from .common import (
     shortened,
     show,
 )
-from .doctor.findings import listed
 from .nodes import open_store
 
 __all__ = ["gateways", "show_all", "write_json"]

@@ -30,11 +30,12 @@ __all__ = [
     "MAX_REPAIRS",
     "Examples",
     "Keyspace",
+    "Names",
     "count_links",
     "judge_hash",
     "judge_link",
     "look_at_keys",
-    "look_for_namespaces",
+    "look_for_names",
 ]
 
 FLAWS: Final = {
@@ -52,7 +53,8 @@ FLAWS: Final = {
 MAX_REPAIRS: Final = 100_000
 """The most flaws that are remembered for one repair."""
 _EXAMPLES: Final = 5
-_NAMESPACES: Final = 100
+_NAMES: Final = 100
+"""The most namespaces, and services of one, that are told apart."""
 _UNCOUNTED: Final = "the links could not be counted"
 _SECOND_LOOK_SECONDS: Final = 0.2
 """A write between two of our commands looks like a flaw, but only for a moment."""
@@ -187,21 +189,45 @@ async def look_at_keys(
     return seen
 
 
-async def look_for_namespaces(store: Store) -> list[str]:
-    """The namespaces that have states or links, as far as the primaries say; a sample, if there are many."""
-    found: set[str] = set()
+@dataclass
+class Names:
+    """Namespaces that have states or links, and the services of each; a sample, if there are many.
+
+    Attributes:
+        services: namespace -> services.
+        complete: every primary was asked for all of its keys, and told.
+    """
+
+    services: dict[str, set[str]] = field(default_factory=dict)
+    complete: bool = True
+
+    def add(self, key: bytes) -> None:
+        """Note the names in a key that begins with ``sf:{``."""
+        name, colon, rest = key[4:].decode("utf-8", "replace").partition(":")
+        kind, colon, rest = rest.partition(":") if colon else ("", "", "")
+        if not name or not colon or kind not in ("state", "workload", "lk"):
+            return
+        known = self.services.setdefault(name, set())
+        inside, _, outside = rest.partition("}")
+        service = outside if kind == "lk" else inside
+        if service and len(known) < _NAMES:
+            known.add(service)
+
+
+async def look_for_names(store: Store, names: Names) -> None:
+    """Fill in which namespaces and services there are."""
 
     async def look(node: Node) -> None:
         async for keys in node.keys("sf:{*:*"):
             for key in keys:
-                name, colon, rest = key[4:].decode("utf-8", "replace").partition(":")
-                if name and colon and rest.startswith(("state:", "workload:", "lk:")):
-                    found.add(name)
-            if len(found) >= _NAMESPACES:
+                names.add(key)
+            if len(names.services) >= _NAMES:
+                names.complete = False
                 return
 
-    await store.of_each(look, primaries=True)
-    return sorted(found)
+    for _, outcome in await store.of_each(look, primaries=True):
+        if isinstance(outcome, BaseException):
+            names.complete = False
 
 
 async def _look_at(

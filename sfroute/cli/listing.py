@@ -12,7 +12,6 @@ from .._contract.keys import check_service_names, check_uid_names
 from ..types import ListedLink, PruneProgress
 from .common import (
     FAILED,
-    NO,
     AsJson,
     Namespace,
     Service,
@@ -27,6 +26,7 @@ from .common import (
     seconds_of,
     write,
 )
+from .nothing import end_with_nothing
 from .progress import counting
 
 __all__ = ["forget", "links", "prune"]
@@ -63,8 +63,8 @@ def links(
         return count
 
     if not run(work()):
-        complain(f"{service!r} in namespace {namespace!r} has no links" + _to(pod))
-        raise typer.Exit(NO)
+        text = f"{service!r} in namespace {namespace!r} has no links" + _to(pod)
+        end_with_nothing(text, url=url, namespace=namespace, service=service)
 
 
 def _to(pod: int | None) -> str:

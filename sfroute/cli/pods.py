@@ -19,7 +19,6 @@ from ..telemetry import PodsSeen
 from ..types import DRAINING, FAILED, STOPPED, UNKNOWN, Pod, PodChange
 from .common import (
     CLIENT_NAME,
-    NO,
     AsJson,
     Namespace,
     Service,
@@ -38,6 +37,7 @@ from .common import (
 )
 from .keyspace import count_links
 from .nodes import open_store
+from .nothing import end_with_nothing
 from .progress import counting
 
 __all__ = [
@@ -122,8 +122,8 @@ def pods(
                 cells = [[*line, cell or "-"] for line, cell in zip(cells, column, strict=True)]
         show(plain_table(headings, cells))
     if not found:
-        complain(f"no pod of {service!r} in namespace {namespace!r} has reported a state")
-        raise typer.Exit(NO)
+        text = f"no pod of {service!r} in namespace {namespace!r} has reported a state"
+        end_with_nothing(text, url=url, namespace=namespace, service=service)
 
 
 def router_config(pod_timeout: float, logger: logging.Logger | None = None) -> RouterConfig:

@@ -13,7 +13,6 @@ from .._pods.balance import MAX_SKEW
 from ..types import RebalanceProgress
 from .common import (
     FAILED,
-    NO,
     AsJson,
     Namespace,
     Service,
@@ -29,6 +28,7 @@ from .common import (
     show,
     write,
 )
+from .nothing import end_with_nothing
 from .pods import POD_TIMEOUT, PodTimeout, router_config
 from .progress import counting
 
@@ -92,8 +92,8 @@ def rebalance(
     options: dict[str, Any] = {"max_skew": max_skew}
     work = _Rebalance(url, namespace, service, pod_timeout)
     if not run(work.plan(options)):
-        complain(f"no pod of {service!r} in namespace {namespace!r} has reported")
-        raise typer.Exit(NO)
+        text = f"no pod of {service!r} in namespace {namespace!r} has reported"
+        end_with_nothing(text, url=url, namespace=namespace, service=service)
     plan = work.progress
     if not as_json:
         _show_plan(plan, max_skew)

@@ -27,6 +27,7 @@ from .common import (
     write,
 )
 from .nodes import NODE_ERRORS, failed, open_store
+from .nothing import end_with_nothing
 from .pods import POD_TIMEOUT, PodTimeout, router_config
 
 __all__ = ["state_app", "workload_app"]
@@ -67,12 +68,12 @@ def get_state(
         else:
             write(number, found[number])
     if not wanted:
-        complain(
-            f"no pod of {service!r} has reported a state"
+        text = (
+            f"no pod of {service!r} in namespace {namespace!r} has reported a state"
             if pod is None
             else f"pod {pod} of {service!r} has reported no state"
         )
-        raise typer.Exit(NO)
+        end_with_nothing(text, url=url, namespace=namespace, service=service)
 
 
 @state_app.command("set")

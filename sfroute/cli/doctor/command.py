@@ -37,7 +37,7 @@ from ..common import (
     run,
     show,
 )
-from ..keyspace import Keyspace, look_at_keys, look_for_namespaces
+from ..keyspace import Keyspace, Names, look_at_keys, look_for_names
 from ..nodes import Store, open_store
 from ..pods import pods_in_numbers
 from ..progress import counting
@@ -262,8 +262,10 @@ async def _examine_use(
         seen.missing.update(hidden.primaries)
         seen.unserved = hidden.slots
         patient.flawed = seen.repairable
-        others = [] if seen.scanned or not seen.complete else await look_for_namespaces(store)
-        yield judge_keys(seen, namespace, others, show_uids=request.show_uids)
+        names = Names()
+        if not seen.scanned and seen.complete:
+            await look_for_names(store, names)
+        yield judge_keys(seen, namespace, names.services, show_uids=request.show_uids)
     found, numbers, unread = await _pods(request, seen)
     links = seen.links if request.keys else None
     view = View(

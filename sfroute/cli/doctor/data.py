@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
-from functools import partial
 from typing import Final
 
 from ..._contract.error_replies import meaning
@@ -16,10 +14,10 @@ from ..._contract.replies import masked_key
 from ..._pods.policies import capacity_of
 from ...telemetry import PodsSeen
 from ...types import UNKNOWN, Pod
-from ..common import at_service, counted
+from ..common import at_service, counted, likely, listed
 from ..keyspace import FLAWS, Keyspace
 from ..pods import in_numbers
-from .findings import Check, Finding, listed, remedy_of_code
+from .findings import Check, Finding, remedy_of_code
 
 __all__ = ["judge_keys", "judge_pods"]
 
@@ -49,13 +47,16 @@ _NEVER_NAMED: Final = frozenset({"name"})
 
 
 def judge_keys(
-    seen: Keyspace, namespace: str, namespaces: Sequence[str], *, show_uids: bool
+    seen: Keyspace, namespace: str, namespaces: Collection[str], *, show_uids: bool
 ) -> Check:
     """Keys that no program of the contract writes. ``namespaces``: those that exist, if this one is empty."""
     findings = []
     if not seen.scanned and seen.complete:
-        likely = sorted(namespaces, key=partial(_likeness, namespace), reverse=True)
-        there = f"those that have keys: {listed(likely, 10)}" if likely else "no other has"
+        there = (
+            f"those that have keys: {likely(namespaces, namespace)}"
+            if namespaces
+            else "no other has"
+        )
         findings.append(
             Finding(
                 "warning",
@@ -129,10 +130,6 @@ def judge_keys(
 def _with_meaning(code: str) -> str:
     said = meaning(code)
     return f"{code}: {said}" if said else code
-
-
-def _likeness(mistyped: str, name: str) -> float:
-    return SequenceMatcher(None, mistyped, name).ratio()
 
 
 def _remedy(flaw: str, namespace: str) -> str:

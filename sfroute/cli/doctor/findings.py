@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from ...errors import StoreUnavailable
 from ..nodes import REFUSALS
 
-__all__ = ["Check", "Finding", "listed", "remedy_of", "remedy_of_code"]
+__all__ = ["Check", "Finding", "remedy_of", "remedy_of_code"]
 
 Severity = Literal["error", "warning"]
 
@@ -73,12 +73,6 @@ class Check:
             "summary": self.summary,
             "findings": [asdict(finding) for finding in self.findings],
         } | ({} if self.numbers is None else {"numbers": dict(self.numbers)})
-
-
-def listed(names: Sequence[object], most: int = 4) -> str:
-    """A few of the names, and how many more there are."""
-    shown = ", ".join(str(name) for name in names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def remedy_of(error: Exception) -> str:

@@ -7,8 +7,8 @@ from typing import Final
 
 from ..._contract.keys import CONTRACT_VERSION
 from ..clients import Clients, differing
-from ..common import counted
-from .findings import Check, Finding, listed
+from ..common import counted, listed
+from .findings import Check, Finding
 
 __all__ = ["judge_fleet"]
 

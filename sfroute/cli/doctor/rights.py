@@ -20,9 +20,9 @@ from ..._contract.keys import (
     state_key,
     workload_key,
 )
-from ..common import counted
+from ..common import counted, listed
 from ..nodes import Node, Store, code_of
-from .findings import Check, Finding, listed
+from .findings import Check, Finding
 
 __all__ = ["Kind", "Right", "acl_name", "gather_rights", "judge_rights", "rights"]
 

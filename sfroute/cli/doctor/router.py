@@ -14,10 +14,10 @@ from ..._native import HALF, STALE, WHY_PURE
 from ...config import RouterConfig
 from ...errors import SfrouteError
 from ...types import LaneStats
-from ..common import open_router
+from ..common import listed, open_router
 from ..nodes import SECONDS, Node, Store, code_of
 from ..pods import POD_TIMEOUT, router_config
-from .findings import Check, Finding, listed, remedy_of
+from .findings import Check, Finding, remedy_of
 
 __all__ = ["RouterFacts", "gather_router", "hurried", "judge_router"]
 

@@ -7,8 +7,8 @@ from typing import Final
 
 from ..._contract.keys import SLOTS
 from ..._net.connection import Address
-from ..common import counted
-from .findings import Check, Finding, listed
+from ..common import counted, listed
+from .findings import Check, Finding
 from .server_facts import ServerFacts
 
 __all__ = ["judge_servers"]

@@ -3,7 +3,8 @@
 They come out the same on a busy machine. Compare a script with another version of it, or with the smallest script that
 does the same on healthy keys::
 
-    python benchmarks/script_cost.py lua_scripts/statefulSetLink.lua old.lua smallest
+    python benchmarks/script_cost.py lua_scripts/statefulSetLink.lua old/statefulSetLink.lua smallest
+    python benchmarks/script_cost.py --services 20 lua_scripts/statefulTrySetLink.lua
 
 Each server runs under callgrind, which takes some ten seconds. Network and replication are not counted.
 """
@@ -32,7 +33,20 @@ return {previous or '-1'}
 """
 
 
-def instructions(source: bytes, *, recorded: bool) -> int:
+def _arguments(script: str, pod: int, linked: int, op_ms: int) -> list[str | int]:
+    """Of a call that changes the persistent link of a uid to ``linked``."""
+    match script:
+        case "statefulTrySetLink":  # Its own pod renews it.
+            return ["chat", linked, -1, op_ms]
+        case "statefulRemoveLinkWithId":
+            return ["chat", -1, linked, op_ms]
+        case "statefulComputeLinkIfAbsent":  # Off a dead pod.
+            return ["chat", -1, "move", op_ms, 1, linked, pod]
+        case _:
+            return ["chat", pod, -1, op_ms]
+
+
+def instructions(source: bytes, script: str, *, recorded: bool, services: int) -> int:
     """Instructions of one call that changes a persistent link, with a record or without."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -55,9 +69,11 @@ def instructions(source: bytes, *, recorded: bool) -> int:
         for number in range(CALLS):
             uid_hash = f"sf:{{game:lk:user-{number:012d}}}"
             keys = [f"{uid_hash}chat", uid_hash, f"sf:op:{uid_hash[3:]}:{number:018x}"]
-            client.set(keys[0], (number + 1) % 10)
-            client.hset(uid_hash, "chat", str((number + 1) % 10))
-            arguments = ["chat", number % 10, -1, *([15_000] if recorded else [])]
+            linked = (number + 1) % 10
+            client.set(keys[0], linked)
+            others: dict[Any, Any] = {f"service{other}": "1" for other in range(1, services)}
+            client.hset(uid_hash, mapping={"chat": str(linked), **others})
+            arguments = _arguments(script, number % 10, linked, 15_000 if recorded else 0)
             keys = keys if recorded else keys[:2]
             calls.execute_command("EVALSHA", sha, len(keys), *keys, *arguments)
         calls.execute()
@@ -83,13 +99,18 @@ def main() -> None:
     """Print a row for each script."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "scripts", nargs="+", help="files with the keys of statefulSetLink; or: smallest"
+        "scripts", nargs="+", help="files named after a script of that name; or: smallest"
     )
-    for name in parser.parse_args().scripts:
+    parser.add_argument("--services", type=int, default=1, help="how many link the uid")
+    given = parser.parse_args()
+    for name in given.scripts:
         source = SMALLEST if name == "smallest" else Path(name).read_bytes()
-        recorded = instructions(source, recorded=True) if name != "smallest" else None
-        plain = instructions(source, recorded=False)
-        print(f"{Path(name).name}: {recorded or '-'} with a record, {plain} without", flush=True)
+        recorded, plain = (
+            instructions(source, Path(name).stem, recorded=recorded, services=given.services)
+            for recorded in (True, False)
+        )
+        told = "-" if name == "smallest" else recorded
+        print(f"{name}: {told} with a record, {plain} without", flush=True)
 
 
 if __name__ == "__main__":

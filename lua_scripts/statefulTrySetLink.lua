@@ -74,9 +74,11 @@ local is_listed = redis.pcall('HEXISTS', hash, service)
 if type(is_listed) == 'table' then
   return redis.error_reply("WRONGTYPE KEYS[2], the uid's hash, is not a hash; repair or delete its key.")
 end
--- The two keys of a link can be evicted one by one, or written by other means. What the hash says, nil if nothing.
+-- The two keys of a link can be evicted one by one, or written by other means. What the hash says, nil if nothing. It is
+-- read only where it decides something: the hash of a uid may list many services.
+local refused = previous and previous ~= pod and redis.call('PTTL', link) == -1
 local listed
-if is_listed == 1 then
+if is_listed == 1 and (refused or not previous) then
   local services = redis.call('HGETALL', hash)
   for i = 1, #services, 2 do
     if services[i] == service then listed = services[i + 1] end
@@ -86,9 +88,10 @@ if not previous and listed and is_pod(listed) then
   -- The link was persistent, and its string was evicted.
   redis.call('SET', link, listed)
   previous = listed
+  refused = previous ~= pod
 end
 
-if previous and previous ~= pod and redis.call('PTTL', link) == -1 then
+if refused then
   if listed ~= previous then redis.call('HSET', hash, service, previous) end
   return finish({previous})
 end

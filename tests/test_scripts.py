@@ -412,11 +412,42 @@ class TestTheTwoKeysOfALink:
         assert write(uid)[0] == "3"
         assert (uid.pod(), uid.listed()) == ("3", "3")
 
-    def test_a_temporary_link_leaves_it(self, uid: LinkProgram) -> None:
+    @pytest.mark.parametrize(
+        "write",
+        [
+            lambda uid: uid.compute_link(candidates=(1,)),
+            lambda uid: uid.set_link_if_absent(1, 50),
+            lambda uid: uid.try_set_link(3, 50),
+            lambda uid: uid.remove_link_with_id(3, 50),
+        ],
+    )
+    def test_a_temporary_link_leaves_it(
+        self, uid: LinkProgram, write: Callable[[LinkProgram], list[Any]]
+    ) -> None:
         uid.set_link(3, 100)
+        uid.client.hset(uid.hash, mapping={uid.service: "3", "other": "9"})
+        write(uid)
+        assert (uid.pod(), uid.client.hgetall(uid.hash)) == ("3", {"other": "9"})
+
+    @pytest.mark.parametrize(
+        ("persist_seconds", "write"),
+        [
+            (-1, lambda uid: uid.try_set_link(3)),
+            (100, lambda uid: uid.try_set_link(1)),
+            (-1, lambda uid: uid.compute_link(gone=(3,), candidates=(1,))),
+            (-1, lambda uid: uid.remove_link_with_id(3)),
+        ],
+    )
+    def test_all_services_of_a_uid_are_read_only_where_they_decide(
+        self, uid: LinkProgram, persist_seconds: int, write: Callable[[LinkProgram], list[Any]]
+    ) -> None:
+        uid.set_link(3, persist_seconds)
         uid.client.hset(uid.hash, uid.service, "3")
-        assert uid.compute_link(candidates=(1,))[:2] == ["3", "kept"]
-        assert uid.listed() is None
+        server: Any = owner_of(uid.client, uid.hash)
+        server.config_resetstat()
+        write(uid)
+        assert "cmdstat_hexists" in server.info("commandstats")
+        assert "cmdstat_hgetall" not in server.info("commandstats")
 
     def test_a_release_finds_a_link_whose_string_was_evicted(self, uid: LinkProgram) -> None:
         uid.set_link(3)

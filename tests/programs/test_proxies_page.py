@@ -35,8 +35,10 @@ def test_the_page_has_every_reason_header_and_term() -> None:
 
 
 def test_envoy_asks_a_question_that_is_understood() -> None:
-    filters = yaml.safe_load(block(PAGE, "yaml", 0).text)["http_filters"]
-    ext_authz = filters[0]["typed_config"]
+    listeners = yaml.safe_load(block(PAGE, "yaml", 0).text)["static_resources"]["listeners"]
+    (public,) = (each for each in listeners if each["name"] == "public")
+    manager = public["filter_chains"][0]["filters"][0]["typed_config"]
+    ext_authz = manager["http_filters"][0]["typed_config"]
     # Envoy passes on no other headers of the user's, but for a few of its own choice.
     assert ext_authz["allowed_headers"]["patterns"] == [{"exact": "x-user-id"}]
     service = ext_authz["http_service"]

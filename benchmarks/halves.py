@@ -16,6 +16,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
 
@@ -31,17 +32,20 @@ TOGETHER = 1000
 HALVES = {"pure": "1", "native": "0"}
 
 
+# What is looked up is never there, and nothing ends meanwhile.
+CONFIG = sfroute.RouterConfig(cache=sfroute.CacheConfig(max_entries=20_000, max_age=600))
+NUMBERS = itertools.count()
+RUN = time.time_ns()
+
+
+def fresh_uid() -> str:
+    """One that nobody has asked for."""
+    return f"h-{RUN}-{next(NUMBERS):09d}"
+
+
 async def measured(url: str) -> dict[str, float]:
     """Work -> microseconds of the processor for one lookup."""
-    numbers = itertools.count()
-    run = time.time_ns()
-
-    def fresh_uid() -> str:
-        return f"h-{run}-{next(numbers):09d}"
-
-    # What is looked up is never there, and nothing ends meanwhile.
-    config = sfroute.RouterConfig(cache=sfroute.CacheConfig(max_entries=20_000, max_age=600))
-    async with sfroute.AsyncRouter.from_url(url, config=config) as router:
+    async with sfroute.AsyncRouter.from_url(url, config=CONFIG) as router:
 
         async def misses(at_once: int) -> None:
             async def one() -> None:
@@ -74,6 +78,36 @@ async def measured(url: str) -> dict[str, float]:
             for _ in range(REPEATS):
                 await work()
             found[name] = (time.process_time() - began) / REPEATS / TOGETHER * 1e6
+        return found
+
+
+def measured_in_threads(url: str) -> dict[str, float]:
+    """The same for threads: of all threads of the process together."""
+    with sfroute.Router.from_url(url, config=CONFIG) as router:
+
+        def ask(lookups: int) -> None:
+            for _ in range(lookups):
+                router.get_linked_pod(NAMESPACE, fresh_uid(), SERVICE)
+
+        def misses(threads: int) -> None:
+            crew = [
+                threading.Thread(target=ask, args=(TOGETHER // threads,)) for _ in range(threads)
+            ]
+            for thread in crew:
+                thread.start()
+            for thread in crew:
+                thread.join()
+
+        found = {}
+        for threads in (1, 4, 16):
+            for _ in range(REPEATS):
+                misses(threads)
+            began = time.process_time()
+            for _ in range(REPEATS):
+                misses(threads)
+            lookups = REPEATS * (TOGETHER // threads) * threads
+            name = f"sync miss, {threads} {'thread' if threads == 1 else 'threads'}"
+            found[name] = (time.process_time() - began) / lookups * 1e6
         return found
 
 
@@ -119,7 +153,7 @@ def main() -> None:
     parser.add_argument("--url", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.url:
-        print(json.dumps(asyncio.run(measured(options.url))))
+        print(json.dumps(asyncio.run(measured(options.url)) | measured_in_threads(options.url)))
         return
     with LocalCluster(3, 0) as cluster:
         found = in_turns(cluster.url, options.rounds)

@@ -17,7 +17,8 @@ from typing import Any, Final, Protocol, TypeVar, cast
 
 from .._contract.keys import CacheKey
 from .._lookups.answers import raise_unless_again
-from .._lookups.cache import Entry, Flight
+from .._lookups.cache import Entry, Flight, LinkName
+from .._lookups.thread_lookups import ThreadLookups
 from .._net.targets import StoreTarget
 from .._net.timeouts import GiveUp
 from .._operations.links import check_lookup
@@ -35,6 +36,11 @@ _T = TypeVar("_T")
 
 GRACE: Final = 1.0
 """Seconds that a thread waits for the loop beyond a call's deadline."""
+
+CROWD: Final = 4
+"""While this many threads wait for the loop, all lookups go there. What a crowd asks leaves together, which takes less
+than a system call for each.
+"""
 
 _HELD_UP: Final = (
     "the router's background thread does not run; does a credential provider block it?"
@@ -81,6 +87,9 @@ class Background:
         self._deadline = config.retry.deadline
         self._inbox: deque[_Question] = deque()
         self._awake = False
+        self._thread_lookups: ThreadLookups | None = None
+        # Who waits for the loop. Any thread puts itself in and out, in one step each.
+        self._crowd: set[_ThreadWaiter] = set()
         self._stopped = False
         # Closed behind the last call that the loop will still run.
         self._door = threading.Lock()
@@ -232,14 +241,22 @@ class Background:
         own = self.inside.engine.give_up(timeout)
         if self.inside.engine.parts is None:
             self.call(self.inside.engine.opened_by(own, operation), timeout)
+        if own is None and not fresh and len(key) == 3 and len(self._crowd) < CROWD:
+            flight = self._in_this_thread(key, record)
+            if flight is not None:
+                return flight
         give_up = own if own is not None else time.monotonic() + self._deadline
         while True:
             waiter = _ThreadWaiter()
             # The flight keeps the configured deadline for who joins it (see Lookups.find).
             ends = give_up if own is None else time.monotonic() + self._deadline
-            self._inbox.append((key, waiter, fresh, record, ends))
-            self._wake_loop()
-            flight = waiter.wait(give_up - time.monotonic() + (GRACE if own is None else 0.0))
+            self._crowd.add(waiter)
+            try:
+                self._inbox.append((key, waiter, fresh, record, ends))
+                self._wake_loop()
+                flight = waiter.wait(give_up - time.monotonic() + (GRACE if own is None else 0.0))
+            finally:
+                self._crowd.discard(waiter)
             if flight is None and own is not None:
                 flight = self._given_up(waiter, key, own, stale_ok and not fresh)
             if flight is None:
@@ -250,6 +267,21 @@ class Background:
                 fresh = True
                 continue
             raise_unless_again(flight.error, operation, time.monotonic() < give_up)
+
+    def _in_this_thread(self, key: LinkName, record: CallRecord | None) -> Flight | None:
+        """The finished flight of a lookup that this thread made. None: the loop must make it."""
+        lookups = self._thread_lookups
+        if lookups is None:
+            engine = self.inside.engine
+            parts = engine.parts
+            if parts is None:
+                return None
+            patience = min(self._deadline, engine.config.cache.heartbeat_timeout)
+            lookups = ThreadLookups(
+                parts.dispatch, engine.cache, engine.clock, patience, engine.telemetry
+            )
+            self._thread_lookups = lookups
+        return lookups.find(key, record)
 
     def _given_up(
         self, waiter: _ThreadWaiter, key: CacheKey, give_up: GiveUp, stale_ok: bool

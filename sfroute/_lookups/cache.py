@@ -12,20 +12,22 @@ The rules, stated once:
   again if its answer is then older than an entry might be. An own write, or an invalidation read after the value, makes
   it **dirty**: its answer still goes to those who joined before, but it is not stored, and nobody may join any more.
 
-Who may touch it: only the event loop changes anything. Other threads may read single entries (``entries.find``): an
-entry does not change once it is stored, and reading does not reorder, so no lock is needed.
+Who may touch it: the event loop, but for what says that any thread may. Threads may read single entries
+(``entries.find``): an entry does not change once it is fresh, and reading does not reorder, so no lock is needed. A
+thread that asks the store itself puts an ``Expected`` into the entries before its question leaves, and fills that when
+the answer comes. Both are single steps, and so is whatever takes an entry away.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from math import inf
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from .._contract.keys import CacheKey
 from ..config import CacheConfig
+from .entries import Entries, Entry, Epoch, Expected, LinkName, Value
 
 if TYPE_CHECKING:
     from ..telemetry.records import CallRecord
@@ -35,7 +37,9 @@ __all__ = [
     "Entries",
     "Entry",
     "Epoch",
+    "Expected",
     "Flight",
+    "LinkName",
     "LookupCache",
     "Value",
     "Waiter",
@@ -43,67 +47,6 @@ __all__ = [
 
 MAX_OWN_WRITES: Final = 1024
 """Own writes whose pushes are awaited at once. Without a bound they would pile up where nothing is pushed."""
-
-Value = int | dict[str, int] | None
-"""A pod id, a uid's links, or None: absent."""
-
-
-class Epoch:
-    """One unbroken stretch of a lane.
-
-    Attributes:
-        max_age: seconds an answer of this epoch stays fresh at most.
-        healthy_until: instant until which the lane's last answered heartbeat vouches for its entries; ``-inf`` when
-            over.
-        revoked: the server declared everything changed.
-    """
-
-    __slots__ = ("healthy_until", "max_age", "revoked")
-
-    def __init__(self, max_age: float, healthy_until: float) -> None:
-        self.max_age = max_age
-        self.healthy_until = healthy_until
-        self.revoked = False
-
-    def end(self, *, revoked: bool = False) -> None:
-        """No entry of this epoch counts as fresh any more."""
-        self.healthy_until = -inf
-        self.revoked = self.revoked or revoked
-
-
-class Entry:
-    """One answer; nothing of it changes once it is stored. Instants are those of the cache's clock, in seconds.
-
-    (Slots, and no named tuple: every hit reads three of them, and each takes less time.)
-
-    Attributes:
-        value: what the store said.
-        deadline: fresh before this instant.
-        epoch: the stretch of the lane that vouches for it.
-        expires: when the link itself ends; ``inf`` for a persistent or absent one.
-        sent: when the question was sent.
-    """
-
-    __slots__ = ("deadline", "epoch", "expires", "sent", "value")
-
-    def __init__(
-        self, value: Value, deadline: float, epoch: Epoch, expires: float, sent: float
-    ) -> None:
-        self.value = value
-        self.deadline = deadline
-        self.epoch = epoch
-        self.expires = expires
-        self.sent = sent
-
-    @property
-    def pod(self) -> int | None:
-        """The pod of a link's entry; None if it is absent."""
-        return self.value if isinstance(self.value, int) else None
-
-    @property
-    def persistent(self) -> bool:
-        """True for a link without expiry."""
-        return self.value is not None and self.expires == inf
 
 
 class Waiter(Protocol):
@@ -215,60 +158,16 @@ class Flight:
 _F = TypeVar("_F", bound=Flight)
 
 
-class Entries:
-    """Bounded, first in first out. Reading neither locks nor mutates.
-
-    A dict keeps the order of insertion, so it is all there is. Removing its first element again and again is slow, so
-    the oldest leave in batches.
-
-    Attributes:
-        find: the entry under a key, None if there is none; any thread may call it.
-        take: the same, and removes it; for the event loop.
-        evictions: how many have left to make room.
-    """
-
-    SHARE: Final = 64
-    AT_ONCE: Final = 512
-    """A million entries must not keep the event loop from its other work while they make room."""
-
-    def __init__(self, max_entries: int) -> None:
-        self.evictions = 0
-        self._data: dict[CacheKey, Entry] = {}
-        self._room = max_entries
-        # The dict's own: no frame of Python, and no exception for an absent entry.
-        self.find: Callable[[CacheKey], Entry | None] = self._data.get
-        self.take: Callable[[CacheKey, None], Entry | None] = self._data.pop
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def __iter__(self) -> Iterator[CacheKey]:
-        return iter(self._data)
-
-    def __contains__(self, key: CacheKey) -> bool:
-        return key in self._data
-
-    def __setitem__(self, key: CacheKey, entry: Entry) -> None:
-        data = self._data
-        if key in data:
-            # Its place in the order of eviction is that of its age.
-            del data[key]
-        elif len(data) >= self._room:
-            self._evict()
-        data[key] = entry
-
-    def _evict(self) -> None:
-        """The oldest 1/64 of all entries leave, 512 at most."""
-        data = self._data
-        oldest = list(islice(data, min(max(1, len(data) // self.SHARE), self.AT_ONCE)))
-        for key in oldest:
-            del data[key]
-        self.evictions += len(oldest)
+def _ends(sent: float, max_age: float, ttl: float | None) -> tuple[float, float]:
+    """Until when an answer may be fresh, and when its link ends; ``ttl`` as for ``LookupCache.land``."""
+    if ttl is None:
+        return sent + max_age, inf
+    return min(sent + max_age, sent + ttl), sent + ttl
 
 
 class CacheCounts:
-    """What ``router.stats()`` reports. Plain ints: one writer each, except ``hits``, which fronts add to in callers'
-    threads.
+    """What ``router.stats()`` reports. Plain ints; callers' threads add to ``hits``, and those that ask the store
+    themselves to ``misses`` and ``joined``. One that then leaves its lookup to the loop counts twice.
 
     ``inner_hits`` are those of ``hits`` that are no call of their own: of batches, and of calls past the cache.
     """
@@ -327,10 +226,41 @@ class LookupCache:
         At most ``stale_if_error`` past its deadline and never past the link's own end.
         """
         entry = self.entries.find(key)
+        if isinstance(entry, Expected):
+            entry = entry.standing
         if entry is None or self._config.stale_if_error == 0:
             return None
         until = min(entry.deadline + self._config.stale_if_error, entry.expires)
         return entry if self._clock() < until and not entry.epoch.revoked else None
+
+    # Answers that threads wait for themselves
+
+    def expected(self, key: LinkName) -> Expected | None:
+        """Any thread: the place of an answer that another thread waits for."""
+        entry = self.entries.find(key)
+        return entry if isinstance(entry, Expected) and not entry.over else None
+
+    def expect(self, key: LinkName, epoch: Epoch, thread: int) -> Expected:
+        """Any thread: the place for the answer to a question about a link, which has not left yet."""
+        self.counts.misses += 1
+        self._know_service(key)
+        place = Expected(epoch, self.entries.find(key), thread)
+        self.entries[key] = place
+        return place
+
+    def answer(
+        self, key: LinkName, place: Expected, value: int | None, ttl: float | None, sent: float
+    ) -> Entry | None:
+        """Any thread: the answer has come. None if the key changed, or was asked for again, meanwhile."""
+        if self.entries.find(key) is not place:
+            return None
+        deadline, expires = _ends(sent, place.epoch.max_age, ttl)
+        if place.epoch.max_age > 0 and (value is not None or self._config.negative):
+            place.fill(value, deadline, expires, sent)
+            return place
+        if place.before is None:
+            self.entries.take(key, None)
+        return Entry(value, deadline, place.epoch, expires, sent)
 
     # Flights
 
@@ -364,10 +294,7 @@ class LookupCache:
         the answer from now on (an ASK redirect, or an epoch that ended meanwhile).
         """
         max_age = epoch.max_age
-        deadline, expires = sent + max_age, inf
-        if ttl is not None:
-            expires = sent + ttl
-            deadline = min(deadline, expires)
+        deadline, expires = _ends(sent, max_age, ttl)
         entry = Entry(value, deadline, epoch, expires, sent)
         if (
             storable
@@ -460,7 +387,7 @@ class LookupCache:
     def drop_uid(self, namespace: str, uid: str) -> None:
         """Drop everything known of a uid."""
         self.drop((namespace, uid))
-        for service in self._services.get(namespace, ()):
+        for service in tuple(self._services.get(namespace, ())):
             self.drop((namespace, uid, service))
         # A service of which nothing was stored yet may be looked up for the first time right now.
         for key in [key for key in self._flights if key[:2] == (namespace, uid)]:
@@ -484,11 +411,15 @@ class LookupCache:
             self._own_writes.pop(key, None)
         self.entries[key] = entry
         if len(key) == 3:
-            services = self._services.get(key[0])
-            if services is None:
-                self._services[key[0]] = {key[2]}
-            elif key[2] not in services:
-                services.add(key[2])
+            self._know_service(key)
+
+    def _know_service(self, key: LinkName) -> None:
+        """Any thread."""
+        services = self._services.get(key[0])
+        if services is None:
+            services = self._services.setdefault(key[0], set())
+        if key[2] not in services:
+            services.add(key[2])
 
     def _remove(self, key: CacheKey) -> None:
         if self.entries.take(key, None) is not None:

@@ -110,6 +110,9 @@ class Dispatch:
     def give_up_after_fork(self) -> None:
         """In a forked child: give up every inherited socket."""
         self.lanes.give_up_after_fork()
+        for lane in self.lanes:
+            if lane.threads is not None:
+                lane.threads.give_up_after_fork()
 
     # Sending
 
@@ -123,6 +126,9 @@ class Dispatch:
             self._wait_or_serve_stale(read, NO_OWNER)
             return
         if (lane.not_now or not lane.channel.reachable) and self._serve_stale(read):
+            if not lane.troubled:
+                # It was lost while nothing was asked on it; threads ask elsewhere.
+                self._trouble(lane, "connection")
             # Nobody waits any more. One attempt to connect, or one PING, tells for all when the node is back.
             self._topology.refresh_soon(lane.address)
             lane.channel.probe()
@@ -133,6 +139,10 @@ class Dispatch:
         """Connect a lane to every primary, so that its loss is noticed."""
         for address in self._topology.primaries():
             self.lanes.at(address).channel.probe()
+
+    def known_lane(self, slot: int) -> Lane | None:
+        """The lane that the last lookup of the slot took. Any thread may call this."""
+        return self._lane_of_slot[slot]
 
     def lane_of(self, slot: int) -> Lane | None:
         """The lane of the slot's primary, None while none is known. Raises ``RouterClosed`` after ``close``."""

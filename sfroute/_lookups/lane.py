@@ -22,7 +22,7 @@ from .._contract.keys import claim_key_parts, link_key_parts, link_prefix
 from .._native import heart
 from .._net.channel import Channel, Request
 from .._net.connection import Address, Connection, ReplyError, WireSettings, encode
-from .._net.lineage import ASK_HISTORY, ASK_MEMORY, Lineage
+from .._net.lineage import ASK_HISTORY, ASK_MEMORY, Lineage, history_of
 from ..config import RouterConfig
 from ..errors import CorruptReply
 from ..telemetry import ClientRecord, Telemetry
@@ -31,6 +31,7 @@ from ..types import LaneStats
 from .cache import Entry, Epoch, Flight, LookupCache, Value, Waiter
 from .packing import after_asking, all_links, value_and_ttl
 from .self_report import SelfReport
+from .thread_lanes import ThreadLanes
 
 __all__ = ["Lane", "LinkWatcher", "Read", "ReadOwner", "sketch_of_read"]
 
@@ -131,6 +132,7 @@ class Lane:
         tracked: the server pushes invalidations.
         not_now: the node has said so for a while; as good as out of reach.
         troubled: it could not be reached, or refused to answer, and has not answered since.
+        threads: the lanes that threads use themselves. None while nothing is pushed.
     """
 
     # What the native part reads, where it finds it.
@@ -163,6 +165,19 @@ class Lane:
         self._not_now_timer: asyncio.TimerHandle | None = None
         self._tracking_timer: asyncio.TimerHandle | None = None
         self._track_after = TRACK_AGAIN[0]
+        self._alive_since = -inf
+        self.threads: ThreadLanes | None = None
+        self._of_threads = partial(
+            ThreadLanes,
+            address,
+            settings,
+            config.cache.heartbeat_timeout,
+            min(config.cache.heartbeat_timeout, config.retry.deadline),
+            clock=clock,
+            on_alive=self._vouch,
+            on_lost=self.repoint,
+        )
+        self._history: tuple[str, ...] = ()
         self._report = SelfReport(settings.client_name, clock, cache.entries.__len__)
         self.channel = Channel(
             address,
@@ -187,12 +202,13 @@ class Lane:
     def stats(self) -> LaneStats:
         """A snapshot."""
         connected = self.channel.connection is not None
+        threads = self.threads
         return LaneStats(
             address=str(self.address),
             connected=connected,
             tracked=self.tracked,
             healthy=connected and self._clock() < self.epoch.healthy_until,
-            in_flight=self.channel.in_flight,
+            in_flight=self.channel.in_flight + (threads.in_flight if threads is not None else 0),
             waiting=self.channel.waiting,
             reconnects=self.channel.reconnects,
         )
@@ -204,6 +220,8 @@ class Lane:
     def _renew_epoch(self, *, revoked: bool, max_age: float | None = None) -> None:
         previous = self.epoch
         self.epoch = Epoch(previous.max_age if max_age is None else max_age, previous.healthy_until)
+        if self.threads is not None:
+            self.threads.epoch = self.epoch
         previous.end(revoked=revoked)
         self._tell_watchers()
 
@@ -247,7 +265,14 @@ class Lane:
             return
         self.tracked = True
         self._renew_epoch(revoked=False, max_age=self._config.max_age)
+        self._serve_threads(self.channel.connection)
         self._telemetry.lane_up(self.address, tracked=True)
+
+    def _serve_threads(self, connection: Connection | None) -> None:
+        if connection is not None and connection.client_id is not None:
+            self.threads = self._of_threads(
+                redirect=connection.client_id, history=self._history, epoch=self.epoch
+            )
 
     # ChannelObserver
 
@@ -256,6 +281,7 @@ class Lane:
         history, memory, *tracking = setup_replies
         # Before anything is asked: whether a link that is not there was forgotten is asked of that.
         self.owner.lineage.connected(self.address, history, memory)
+        self._history = history_of(history)
         self.tracked = False
         self._report.begin()
         if not self._config.tracking:
@@ -277,14 +303,26 @@ class Lane:
                 self._on_untracked(self, why)
         self.epoch.end()
         self.epoch = Epoch(max_age, since + self._config.heartbeat_timeout)
+        self._alive_since = since
+        if self.tracked:
+            self._serve_threads(connection)
         self._telemetry.lane_up(self.address, tracked=self.tracked)
         self._tell_watchers()
 
     def on_alive(self, since: float) -> None:
         """The heartbeat vouches for the entries a little longer."""
-        self.epoch.healthy_until = since + self._config.heartbeat_timeout
+        self._alive_since = since
+        if self.threads is not None:
+            self.threads.beat()
+        self._vouch()
         self._report_invalidations()
         self._report.heartbeat(self.channel.connection, since)
+
+    def _vouch(self) -> None:
+        since = self._alive_since
+        if self.threads is not None:
+            since = self.threads.alive_since(since)
+        self.epoch.healthy_until = since + self._config.heartbeat_timeout
 
     def on_gap(self) -> None:
         """Nobody vouches for what was read before it."""
@@ -355,6 +393,9 @@ class Lane:
     def on_down(self) -> None:
         """The stretch is over."""
         self.tracked = self.not_now = False
+        if self.threads is not None:
+            self.threads.end()
+            self.threads = None
         for timer in (self._not_now_timer, self._tracking_timer):
             if timer is not None:
                 timer.cancel()

@@ -9,6 +9,7 @@ Who may touch it: only the event loop it was opened on.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 import struct
@@ -182,6 +183,7 @@ class Connection(asyncio.BufferedProtocol):
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._lost: ConnectionLost | None = None
         self.server_version: tuple[int, ...] = ()
+        self.client_id: int | None = None
 
     @classmethod
     async def open(
@@ -239,7 +241,7 @@ class Connection(asyncio.BufferedProtocol):
                 self.abort()
             raise
         try:
-            self.server_version = _checked_hello(address, handshake.replies[0])
+            self.server_version, self.client_id = _checked_hello(address, handshake.replies[0])
         except (ConnectionLost, HandshakeRefused):
             self.abort()
             raise
@@ -349,6 +351,15 @@ class Connection(asyncio.BufferedProtocol):
         """End the connection now. The receiver gets the unanswered tokens before this returns."""
         self._fail(why)
 
+    def duplicate(self) -> int:
+        """Another descriptor of its socket, for whoever uses the connection from now on. ``abort`` then ends only this
+        object. Not for TLS. Raises ``ConnectionLost``.
+        """
+        if self._lost is not None:
+            raise self._lost
+        assert self._transport is not None
+        return os.dup(self._transport.get_extra_info("socket").fileno())
+
     def detach_after_fork(self) -> None:
         """In a forked child: close the inherited descriptor without touching the peer or the shared epoll."""
         sock = self._transport.get_extra_info("socket") if self._transport else None
@@ -407,13 +418,18 @@ def renaming(name: str) -> bytes:
     return encode("HELLO", "3", "SETNAME", name)
 
 
-def _checked_hello(address: Address, reply: object) -> tuple[int, ...]:
-    """The server's version from the reply to HELLO. The texts of servers are not repeated: they may echo arguments."""
+def _checked_hello(address: Address, reply: object) -> tuple[tuple[int, ...], int | None]:
+    """The server's version and its number for the connection, from the reply to HELLO.
+
+    The texts of servers are not repeated: they may echo arguments.
+    """
     if isinstance(reply, dict):
         version = reply.get(b"version")
         parts = version.split(b".") if isinstance(version, bytes) else []
         # A part of more digits is no version, and one of thousands no number to Python.
-        return tuple(int(part) for part in parts if part.isdigit() and len(part) < 10)
+        numbers = tuple(int(part) for part in parts if part.isdigit() and len(part) < 10)
+        client_id = reply.get(b"id")
+        return numbers, client_id if type(client_id) is int else None
     code = known_code(str(reply)) if isinstance(reply, ReplyError) else "no reply map"
     passing = isinstance(reply, ReplyError) and "max number of clients" in str(reply)
     if not passing and code in {"WRONGPASS", "NOAUTH", "NOPERM", "ERR", "NOPROTO"}:

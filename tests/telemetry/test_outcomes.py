@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -244,6 +245,42 @@ def test_each_thread_is_traced_under_its_own_request(
         below = tap.children(tap.one(f"request {number}"))
         assert [span.name for span in below].count("sfroute get_linked_pod") == 20
         assert [span.name for span in below].count("sfroute set_linked_pod") == 1
+
+
+def test_a_thread_that_asks_by_itself_is_traced_as_if_the_loop_had_asked(
+    node: LocalCluster, tap: Tap, namespace: str
+) -> None:
+    asked = 0
+    stopped, go_on = threading.Event(), threading.Event()
+
+    def hold_the_loop_up() -> None:
+        stopped.set()
+        go_on.wait(5)
+
+    with Router.from_url(node.url, config=tap.config()) as router:
+        router.open()
+        background = router._background
+        assert background is not None
+        parts = background.inside.engine.parts
+        assert parts is not None
+        while not any(lane.threads and lane.threads.free for lane in parts.dispatch.lanes):
+            with tap.tracer.start_as_current_span(f"request {asked}"):
+                router.get_linked_pod(namespace, f"u{asked}", SERVICE)
+            asked += 1
+            assert asked < 1000
+            time.sleep(0.001)
+        background.loop.call_soon_threadsafe(hold_the_loop_up)
+        assert stopped.wait(5)
+        with tap.tracer.start_as_current_span("request"):
+            router.get_linked_pod(namespace, "u", SERVICE)
+        go_on.set()
+    trees = [tap.tree(*tap.children(tap.one(f"request {uid}"))) for uid in range(asked)]
+    (span,) = tap.children(tap.one("request"))
+    assert tap.tree(span) == trees[0] == trees[-1]
+    assert (span.attributes or {})["sfroute.outcome"] == "miss"
+    (get,) = tap.children(span)
+    (first,) = tap.children(*tap.children(tap.one("request 0")))
+    assert get.attributes == first.attributes
 
 
 async def test_each_task_is_traced_under_its_own_request(

@@ -58,10 +58,10 @@ def top(
     """Show pods, links, and what the primaries do, until Ctrl-C.
 
     These are the store's own figures: answers from a gateway's cache are in its metrics only. HITS: the share of keys
-    read that were there. LANES: connections on which a primary pushes what changes, one per gateway. SCRIPTS: script
-    calls, that is writes, heartbeats and reads of pods. MS: how long this machine waits for an answer. The line of pods
-    has the numbers of the gateways' metrics sfroute.pods*: the age of the oldest heartbeat, and as SKEW the highest
-    load as a multiple of the mean.
+    read that were there. LANES: connections that are pushed for, one per gateway (with threads, up to five). SCRIPTS:
+    script calls, that is writes, heartbeats and reads of pods. MS: how long this machine waits for an answer. The line
+    of pods has the numbers of the gateways' metrics sfroute.pods*: the age of the oldest heartbeat, and as SKEW the
+    highest load as a multiple of the mean.
 
     Into a pipe it writes one screen after the other; with --json one object per refresh.
     """

@@ -24,8 +24,13 @@ server = redis.Redis.from_url(url, protocol=2, decode_responses=True)
 
 
 def tracked() -> set[str]:
-    """Ids of the lanes, as the server lists them."""
+    """Ids of the lanes, and of those of threads, as the server lists them."""
     return {client["id"] for client in server.client_list() if "t" in client["flags"]}
+
+
+def lanes() -> set[str]:
+    """Ids of those that pushes go to."""
+    return {c["id"] for c in server.client_list() if "t" in c["flags"] and c["redir"] == "0"}
 
 
 def in_child(work: Callable[[], None]) -> None:
@@ -56,9 +61,19 @@ def in_threads() -> None:
     with Router.from_url(url, config=CONFIG) as router:
         router.set_linked_pod(*ada, 1)
         assert router.get_linked_pod(*ada) == 1
-        mine = tracked()
+        while tracked() == lanes():
+            router.invalidate(*ada)
+            router.get_linked_pod(*ada)
+        mine, my_lanes = tracked(), lanes()
+        background = router._background
+        assert background is not None
+        assert background.inside.engine.parts is not None
+        beside = [lane.threads for lane in background.inside.engine.parts.dispatch.lanes]
+        inherited = [one.sock for each in beside if each is not None for one in each.free]
+        assert inherited
 
         def work() -> None:
+            assert all(sock.fileno() < 0 for sock in inherited)
             # What the parent had cached is not the child's to believe; it has a lane of its own.
             assert router.stats().cache.entries == 0
             assert router.get_linked_pod(*ada) == 1
@@ -66,7 +81,7 @@ def in_threads() -> None:
             assert router.stats().cache.hits == 1
             router.set_linked_pod(*bob, os.getpid())
             assert router.get_linked_pod(*bob) == os.getpid()
-            assert len(tracked()) == len(mine) + 1
+            assert len(lanes()) == len(my_lanes) + 1
             router.close()
 
         def keep_asking() -> None:

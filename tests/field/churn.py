@@ -59,9 +59,9 @@ CONFIG: Final = RouterConfig(
 cache.MAX_OWN_WRITES = 40  # type: ignore[misc]
 remembered_states.MAX_STATES = 20  # type: ignore[misc]
 lineage.FORMER = 1  # type: ignore[misc]
-WARM_UP: Final = 8
+WARM_UP: Final = 12
 """Rounds that are not looked at: what is bounded fills up."""
-ALLOWED: Final = {"blocks": 1500.0, "megabytes": 3.0}
+ALLOWED: Final = {"blocks": 2000.0, "megabytes": 3.0}
 """What the interpreter and its allocator may take, however many rounds there were."""
 CALM_SECONDS: Final = 0.4
 CLAIMS: Final = 20

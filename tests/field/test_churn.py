@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.timeout(240)
 def test_nothing_has_a_slope() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.field.churn", "--rounds", str(WARM_UP + 12)],
+        [sys.executable, "-m", "tests.field.churn", "--rounds", str(WARM_UP + 36)],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -89,10 +89,12 @@ class TestOpening:
     async def test_many_first_calls_at_once_open_it_once(
         self, make_router: Callable[..., Any], cluster: LocalCluster, namespace: str
     ) -> None:
+        # Those of routers that other tests keep for longer are not its.
+        others = set(router_threads())
         router = make_router(cluster.url)
         calls = (router.set_linked_pod(namespace, f"u{number}", "chat", 1) for number in range(50))
         assert set(await asyncio.gather(*calls)) == {None}
-        assert len(router_threads()) <= 1
+        assert len(set(router_threads()) - others) <= 1
         await router.aclose()
 
     async def test_it_can_be_opened_explicitly_and_twice(

@@ -109,9 +109,9 @@ def measure_constants(scale: float = 1.0) -> Constants:
         for reader in readers:
             reader.close()
         write = _cost_of_a_write(node, writer, sample)
-        crowd, keys = max(50, int(READERS * scale)), max(20, int(HOT_KEYS * scale))
-        by_key = _costs_of_a_push(node, writer, uids[:keys], crowd, None)
-        by_prefix = _costs_of_a_push(node, writer, uids[:keys], crowd, PREFIX)
+        # Never scaled: what a push costs depends on the crowd, and on how many writes come at once.
+        by_key = _costs_of_a_push(node, writer, uids[:HOT_KEYS], READERS, None)
+        by_prefix = _costs_of_a_push(node, writer, uids[:HOT_KEYS], READERS, PREFIX)
     return Constants(
         look_up=alone,
         look_up_batched=batched,

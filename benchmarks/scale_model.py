@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -186,9 +187,9 @@ def constants_table(constants: Constants) -> Iterator[tuple[str, ...]]:
     yield "a client that has read it", f"{constants.pair:.0f} bytes"
 
 
-def tables(constants: Constants, checked: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """All of it."""
-    yield f"Machine: {machine('sfroute')}"
+def tables(constants: Constants, checked: Sequence[tuple[str, ...]], when: str) -> Iterator[str]:
+    """All of it; ``when`` is how busy the machine was, and how short the run."""
+    yield f"Machine: {machine('sfroute')}, {when}"
     yield ""
     yield "### What a primary spends"
     yield ""
@@ -273,6 +274,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small measurements, a short check")
     parser.add_argument("--document", action="store_true", help="write docs/explanation/scale.md")
     options = vars(parser.parse_args())
+    # Of others: the run itself is a load as well.
+    when = f"at a load of {os.getloadavg()[0]:.0f} before it began"
+    if options["quick"]:
+        when += ", with --quick"
     constants = measure_constants(0.1 if options["quick"] else 1.0)
     asked = {
         name: options[name] for name in Fleet.__dataclass_fields__ if options.get(name) is not None
@@ -286,7 +291,7 @@ def main() -> None:
         *check(small, seconds, settle),
         *check(replace(small, sticky=True), seconds, settle),
     ]
-    found = "\n".join(tables(constants, checked))
+    found = "\n".join(tables(constants, checked, when))
     print(found)
     if options["document"]:
         text = DOCUMENT.read_text()

@@ -53,7 +53,7 @@ class Round:
         server: processor seconds of the process that they share.
         lookups: GETs that the store answered.
         connections: of this host to the store.
-        bytes: that the host's processes take, in memory.
+        memory: bytes that all processes of the host take.
     """
 
     took: list[float]
@@ -278,9 +278,11 @@ def main() -> None:
     if options.worker is not None:
         asyncio.run(worker(options.where, options.worker))
         return
+    # Of others: the run itself is a load as well.
+    load = os.getloadavg()[0]
     found = measure(options.rounds)
     table = "\n".join(markdown((f"{WORKERS} workers of one host", OWN, SHARED), rows(found)))
-    text = f"Machine: {machine('sfroute')}, at a load of {os.getloadavg()[0]:.0f}\n\n{table}"
+    text = f"Machine: {machine('sfroute')}, at a load of {load:.0f} before it began\n\n{table}"
     print(text)
     if options.document:
         head, _, rest = DOCUMENT.read_text().partition(BEGIN)

@@ -249,7 +249,9 @@ def test_cluster_up_keeps_a_cluster_until_it_is_told_to_end() -> None:
 
 
 def test_cluster_up_says_what_is_wrong_with_a_server() -> None:
+    before = signal.getsignal(signal.SIGINT)
     done = sfroute("cluster", "up", "--server", "/nowhere/redis-server")
+    assert signal.getsignal(signal.SIGINT) is before
     assert (done.code, done.out) == (2, "")
     assert "/nowhere/redis-server" in done.err
     assert "Traceback" not in done.err

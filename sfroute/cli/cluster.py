@@ -58,9 +58,6 @@ def up(
 
     All its processes and data are gone afterwards, however this one ends.
     """
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
 
     def at(first_port: int | None) -> LocalCluster:
         return LocalCluster(
@@ -72,7 +69,7 @@ def up(
             first_port=first_port,
         )
 
-    with _started(at, port) as (cluster, elsewhere):
+    with _until_told() as ended, _started(at, port) as (cluster, elsewhere):
         if as_json:
             fields = {
                 "url": cluster.url,
@@ -95,6 +92,21 @@ def up(
         while not ended.is_set():
             # In pieces: a signal that arrives in an unbounded wait would be handled only afterwards on some systems.
             ended.wait(1.0)
+
+
+@contextmanager
+def _until_told() -> Iterator[threading.Event]:
+    """What Ctrl-C and SIGTERM set, instead of what they do otherwise."""
+    told = threading.Event()
+    before = {
+        number: signal.signal(number, lambda *_: told.set())
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

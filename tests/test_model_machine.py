@@ -279,6 +279,7 @@ def test_many_sequences(fronts: Fronts, sequence: list[Step]) -> None:
     agree(fronts, sequence)
 
 
+@pytest.mark.slow  # as the sequences that it looks at
 def test_the_caches_took_part(fronts: Fronts) -> None:
     """Otherwise the sequences would prove nothing of them."""
     for router in (fronts.asyncio.router, fronts.threads):

@@ -17,6 +17,8 @@ COMMANDS = [
     ("links",),
     ("state", "get"),
     ("evacuate", "1", "--dry-run"),
+    ("drain", "0"),
+    ("where", "grace"),
 ]
 
 
@@ -43,7 +45,10 @@ def test_a_mistyped_name_is_told_from_an_empty_one(
     assert "ada" not in mistyped.err
 
 
-@pytest.mark.parametrize("command", [("links", "--pod", "7"), ("evacuate", "7", "--dry-run")])
+@pytest.mark.parametrize(
+    "command",
+    [("links", "--pod", "7"), ("evacuate", "7", "--dry-run"), ("drain", "7"), ("where", "grace")],
+)
 def test_where_the_names_are_right_nothing_is_said_of_them(
     operator: Operator, command: tuple[str, ...]
 ) -> None:
@@ -63,6 +68,8 @@ def test_what_is_found_is_not_looked_for(
     monkeypatch.setattr("sfroute.cli.nothing.look_for_names", fail)
     operator.report(0)
     assert operator("pods").code == 0
+    # Most uids have no link for a while. Where pods report, the names are right.
+    assert operator("where", "grace").code == 3
 
 
 def test_what_strangers_chose_is_shown_escaped(operator: Operator) -> None:

@@ -136,7 +136,7 @@ def test_a_primary_that_is_gone_is_told_with_the_share_of_users(sfroute_namespac
     assert found["tracking"]["verdict"] != "ok"
 
 
-def test_where_tells_the_link_though_the_states_cannot_be_read(sfroute_namespace: str) -> None:
+def test_what_can_be_read_is_told_though_the_states_cannot_be_read(sfroute_namespace: str) -> None:
     with broken(sfroute_namespace, whole=False, state=True) as (operator, gone):
         there = next(
             uid
@@ -147,12 +147,18 @@ def test_where_tells_the_link_though_the_states_cannot_be_read(sfroute_namespace
         )
         done = operator("where", there)
         found = operator("where", there, "--json").json
+        screen = operator("top", "--count", "1").out
     cause = f"127.0.0.1:{gone.port} cannot be reached (Connection refused)"
     rows = dict(line.split("\t", 1) for line in done.lines)
     assert (done.code, rows["link"]) == (0, "pod 0, persistent")
     assert rows["pod"].startswith("its state could not be read: ")
     assert cause in rows["pod"]
     assert cause in found["at_unread"]
+    # What cannot be read has not been found missing.
+    assert "the pods could not be read" in screen
+    assert "no pod has reported" not in screen
+    assert "links not counted" in screen
+    assert "being counted" not in screen
 
 
 def test_slots_without_a_server_hide_what_they_hold(sfroute_namespace: str) -> None:

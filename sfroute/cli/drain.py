@@ -26,6 +26,7 @@ from .common import (
     open_router,
     require,
 )
+from .nothing import end_with_nothing
 from .pods import POD_TIMEOUT, PodTimeout, router_config
 
 __all__ = ["asked_state", "drain", "taken_up"]
@@ -117,9 +118,10 @@ def drain(
     # With --json the sentence goes where people look.
     tell = complain if as_json else common.write
     if outcome == "gone":
-        complain(
-            f"pod {pod} has {'stopped' if state else 'reported no state'}; nothing was written"
-        )
+        if not state:
+            text = f"pod {pod} has reported no state; nothing was written"
+            end_with_nothing(text, url=url, namespace=namespace, service=service)
+        complain(f"pod {pod} has stopped; nothing was written")
         raise typer.Exit(common.NO)
     if outcome == "silent":
         complain(

@@ -31,6 +31,7 @@ from .common import (
     write,
 )
 from .nodes import NODE_ERRORS, code_of, failed, open_store
+from .nothing import end_with_nothing
 from .pods import POD_TIMEOUT, PodTimeout, router_config, status_words
 
 __all__ = ["where"]
@@ -72,20 +73,26 @@ def where(
     """
     require(url=url, namespace=namespace, service=service)
     check_link_names(namespace, uid, service)
-    found = run(_look(url, namespace, uid, service, pod_timeout))
+    found, any_pod = run(_look(url, namespace, uid, service, pod_timeout))
     if as_json:
         sys.stdout.write(as_json_line({"uid": uid, "service": service, **found}))
     elif found["pod"] is not None:
         for row in _rows(found):
             write(*row)
     if found["pod"] is None:
-        complain(f"the uid has no link of service {service!r} in namespace {namespace!r}")
+        text = f"the uid has no link of service {service!r} in namespace {namespace!r}"
+        if not any_pod:
+            end_with_nothing(text, url=url, namespace=namespace, service=service)
+        # Pods report: the names are right, and many uids have no link. Nothing is looked for in all keys.
+        complain(text)
         raise typer.Exit(NO)
 
 
 async def _look(
     url: str, namespace: str, uid: str, service: str, pod_timeout: float
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], bool]:
+    """What is found, and whether a pod of the service has reported; True if that cannot be read."""
+
     async def pods() -> Mapping[int, Pod] | StoreError:
         try:
             async with open_router(url, router_config(pod_timeout)) as router:
@@ -96,7 +103,7 @@ async def _look(
 
     stored, reported = await asyncio.gather(_stored(url, namespace, uid, service), pods())
     if isinstance(reported, StoreError):
-        return {**stored, "at": None, "at_unread": str(reported)}
+        return {**stored, "at": None, "at_unread": str(reported)}, True
     owner = stored["pod"]
     pod = reported.get(owner) if owner is not None else None
     about = None
@@ -109,7 +116,7 @@ async def _look(
             "address": pod.address,
             "labels": dict(pod.labels),
         }
-    return {**stored, "at": about}
+    return {**stored, "at": about}, bool(reported)
 
 
 async def _stored(url: str, namespace: str, uid: str, service: str) -> dict[str, Any]:

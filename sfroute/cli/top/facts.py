@@ -140,14 +140,17 @@ class Frame:
     """Everything at one instant.
 
     Attributes:
+        pods: None if they could not be read.
         links: None until they have been counted once.
+        link_trouble: why the last count of the links failed; None if it did not.
         seen: the pods in numbers, as metrics have them; None if none has reported.
-        trouble: why the pods are not known; None if they are.
+        trouble: why the pods or the primaries are not known; None if they are.
     """
 
-    pods: Mapping[int, Pod] = field(default_factory=dict)
+    pods: Mapping[int, Pod] | None = field(default_factory=dict)
     nodes: Sequence[NodeRates] = ()
     links: LinkCount | None = None
+    link_trouble: str | None = None
     trouble: str | None = None
     seen: PodsSeen | None = None
 
@@ -171,7 +174,7 @@ class Watcher:
 
     async def look(self, router: AsyncRouter) -> Frame:
         """The present facts."""
-        pods: Mapping[int, Pod] = {}
+        pods: Mapping[int, Pod] | None = None
         trouble: str | None = None
         try:
             pods = await router.get_pods(self._namespace, self._service, fresh=True)
@@ -182,7 +185,7 @@ class Watcher:
         except SfrouteError as error:
             nodes, trouble = [], str(error)
         seen = pods_in_numbers(router, self._namespace, self._service) if pods else None
-        return Frame(pods, nodes, self.links, trouble or self.link_trouble, seen)
+        return Frame(pods, nodes, self.links, self.link_trouble, trouble, seen)
 
     async def _look_at_nodes(self) -> list[NodeRates]:
         # Opened anew each time: there may have been a failover.

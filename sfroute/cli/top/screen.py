@@ -29,8 +29,7 @@ def draw(
     height: int | None,
 ) -> RenderableType:
     """The screen. ``now``: by the monotonic clock. ``height``: lines; None: as many as needed."""
-    counts = frame.links.by_pod if frame.links is not None else None
-    rows = pod_rows(frame.pods, counts, pod_timeout)
+    rows = _rows(frame, pod_timeout)
     parts: list[RenderableType] = [
         Text.assemble(
             ("sfroute top", "bold"), f"  {printable(title)}  {datetime.now().astimezone():%H:%M:%S}"
@@ -39,8 +38,8 @@ def draw(
     ]
     if frame.seen is not None:
         parts.append(_pods_in_numbers(frame.seen))
-    if frame.trouble is not None:
-        parts.append(Text(printable(frame.trouble), style="bold red"))
+    if (trouble := frame.trouble or frame.link_trouble) is not None:
+        parts.append(Text(printable(trouble), style="bold red"))
     parts += [Text(), _nodes(frame.nodes), Text()]
     # What is fixed: two headings, blank lines, totals, two lines of the pods in numbers, one for pods left out, events.
     shown = rows
@@ -49,11 +48,21 @@ def draw(
     parts.append(_pods(shown))
     if len(shown) < len(rows):
         parts.append(Text(f"and {len(rows) - len(shown)} more pods", style="dim"))
-    if not rows:
+    if frame.pods is None:
+        parts.append(Text("the pods could not be read", style="dim"))
+    elif not rows:
         parts.append(Text("no pod has reported a state", style="dim"))
     if events:
         parts += [Text(), *(Text(printable(event), style="dim") for event in events)]
     return Group(*parts)
+
+
+def _rows(frame: Frame, pod_timeout: float) -> list[dict[str, Any]]:
+    """The pods; none if they could not be read: their links alone would make them look as if they had not reported."""
+    if frame.pods is None:
+        return []
+    counts = frame.links.by_pod if frame.links is not None else None
+    return pod_rows(frame.pods, counts, pod_timeout)
 
 
 def _totals(frame: Frame, now: float) -> Text:
@@ -70,7 +79,7 @@ def _totals(frame: Frame, now: float) -> Text:
         total = sum(frame.links.by_pod.values())
         parts.append(f"links {total:,} ({max(now - frame.links.at, 0):.0f} s ago)")
     else:
-        parts.append("links being counted")
+        parts.append("links being counted" if frame.link_trouble is None else "links not counted")
     return Text("   ".join(parts))
 
 
@@ -137,11 +146,10 @@ def _pods(rows: Sequence[dict[str, Any]]) -> RenderableType:
 
 def as_fields(frame: Frame, pod_timeout: float) -> dict[str, Any]:
     """The same for JSON."""
-    counts = frame.links.by_pod if frame.links is not None else None
     return {
         "time": datetime.now().astimezone().isoformat(timespec="milliseconds"),
-        "pods": pod_rows(frame.pods, counts, pod_timeout),
+        "pods": _rows(frame, pod_timeout),
         "pods_in_numbers": in_numbers(frame.seen) if frame.seen is not None else None,
         "primaries": [node.fields() for node in frame.nodes],
-        "trouble": frame.trouble,
+        "trouble": frame.trouble or frame.link_trouble,
     }
